@@ -1,0 +1,194 @@
+//! What the engine tells its callers: plain data, no bus types.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where everything is. The edges (the daemon's `main`, tests) read the environment; the engine does not.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `$XDG_DATA_HOME/casemate`
+    pub store: PathBuf,
+    /// `$XDG_CACHE_HOME/casemate`
+    pub cache: PathBuf,
+    /// `$XDG_RUNTIME_DIR/casemate`
+    pub runtime: PathBuf,
+    /// Configuration, first match wins for files, `sources.d/` is united: the user's, `/etc`'s, `/usr/share`'s.
+    pub configuration: Vec<PathBuf>,
+    /// Workers and init.
+    pub libexec: PathBuf,
+    pub https_proxy: String,
+    pub http_proxy: String,
+    pub no_proxy: String,
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR` of the daemon, handed to the fetcher; empty where unset.
+    pub ssl_cert_file: String,
+    pub ssl_cert_dir: String,
+    pub user_name: String,
+}
+
+/// Who asks: the unique name of the bus connection (for limits for each caller).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Caller(pub String);
+
+/// The identity of a caller's process, checked against running environments by [`crate::Engine::judge_namespaces`].
+pub type JobId = u64;
+/// Session of an environment: `(environment id, number)`.
+pub type ProcessId = (String, u64);
+
+/// Something changed; read the new state with the engine's getters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    ReleaseAdded(String),
+    ReleaseRemoved(String),
+    EnvironmentAdded(String),
+    EnvironmentChanged(String),
+    EnvironmentRemoved(String),
+    JobAdded(JobId),
+    JobChanged(JobId),
+    JobLog(JobId, String),
+    /// No longer kept; it ended [`crate::JOB_KEPT`] ago.
+    JobRemoved(JobId),
+    ProcessAdded(ProcessId),
+    /// `(exited, status or signal)`
+    ProcessEnded(ProcessId, bool, i32),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleaseInfo {
+    /// `debian/bookworm`, or the name it was imported under.
+    pub reference: String,
+    pub source: String,
+    pub patch_level: u32,
+    /// Layer digest.
+    pub digest: String,
+    pub architecture: String,
+    /// What vouches for it: `openpgp:FINGERPRINT` or `unsigned`.
+    pub verification: String,
+    /// Seconds since the epoch; 0 where the source has no index date.
+    pub index_date: u64,
+    pub added_at: u64,
+    pub bytes: u64,
+    /// `(name, version, architecture)`; empty for an imported archive.
+    pub packages: Vec<(String, String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    Defined,
+    Built,
+    Running,
+    Paused,
+    Frozen,
+    Archived,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvironmentInfo {
+    /// Random, 16 hex digits, from creation on.
+    pub id: String,
+    pub name: String,
+    pub state: State,
+    pub release: String,
+    pub lock_digest: String,
+    pub network: String,
+    /// `(host path, inside path, read-only)`
+    pub mounts: Vec<(String, String, bool)>,
+    /// `range` or `single`.
+    pub id_mode: String,
+    pub created_at: u64,
+    pub built_at: u64,
+    pub sessions: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobState {
+    Running,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobInfo {
+    pub id: JobId,
+    /// `fetch`, `import`, `remove`, `build`, `start`, `stop`, `destroy`, `purge`
+    pub kind: String,
+    pub subject: String,
+    pub state: JobState,
+    /// What it is doing, for people: `downloading packages`.
+    pub stage: String,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    pub items_done: u64,
+    pub items_total: u64,
+    pub started_at: u64,
+    /// 0 while it runs.
+    pub ended_at: u64,
+    /// Name and value: `release`, `environment` (an id), `lock-digest`, `changed` (`true`/`false`), `seconds-STAGE`.
+    pub result: Vec<(String, String)>,
+    pub error: Option<(crate::ErrorKind, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessInfo {
+    pub id: ProcessId,
+    /// In the environment's pid namespace.
+    pub pid: i32,
+    pub command: Vec<String>,
+    pub root: bool,
+    pub terminal: bool,
+    pub started_at: u64,
+}
+
+pub struct BuildRequest {
+    pub name: String,
+    /// Text of the manifest.
+    pub manifest: String,
+    /// The manifest's directory: relative mounts are judged beneath it.
+    pub directory: OwnedFd,
+    /// Text of an existing lock.
+    pub lock: Option<String>,
+    /// Install exactly the lock; an absent or unfit one is an error.
+    pub locked: bool,
+    /// Touch no network.
+    pub offline: bool,
+}
+
+pub enum Streams {
+    /// Standard input, output and error. Pipes, sockets and character devices that are no terminals.
+    Given { input: OwnedFd, output: OwnedFd, error: OwnedFd },
+    Terminal { rows: u16, columns: u16 },
+}
+
+pub struct ExecRequest {
+    pub command: Vec<String>,
+    pub streams: Streams,
+    /// Write end of a pipe; gets one line, `exit N` or `signal N`.
+    pub status: OwnedFd,
+    /// Run as the environment's root.
+    pub root: bool,
+    /// Inside; the user's home where `None`.
+    pub directory: Option<String>,
+    /// The calling client's `TERM`, `LANG`, … and what it adds by hand; judged by policy.
+    pub variables: Vec<(String, String)>,
+}
+
+pub struct Started {
+    pub process: ProcessId,
+    pub pidfd: OwnedFd,
+    /// Master side of the session's terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// One finding of `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub check: String,
+    /// `ok`, `degraded` (a layer is missing) or `broken`.
+    pub severity: String,
+    pub detail: String,
+    /// What to do; empty where all is well.
+    pub remedy: String,
+}

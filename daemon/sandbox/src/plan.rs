@@ -1,0 +1,105 @@
+//! What `casemate-init` is to set up, as data. The engine makes a [`Plan`] out of a manifest and the policy; init
+//! carries it out line by line. Nothing in here touches the system, so every plan can be tested without one.
+//!
+//! A plan travels as one JSON document on init's standard input. Paths of sources are the host's, absolute; init opens
+//! each with openat2 in its own mount namespace and compares device and inode with what the daemon judged ([`Inode`]).
+
+use serde::{Deserialize, Serialize};
+
+/// Version of plan and control protocol. An init answers with the version it speaks for as long as it lives.
+pub const VERSION: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    pub version: u32,
+    /// The environment's id, or the job's for a throwaway sandbox.
+    pub id: String,
+    pub hostname: String,
+    pub root: Root,
+    pub ids: Ids,
+    pub user: Account,
+    /// Add `user` to `/etc/passwd` and `/etc/group` and make the home: when an environment is built, not later.
+    pub write_account: bool,
+    pub network: Network,
+    pub mounts: Vec<Mount>,
+    /// Files of the environment that the host decides (`/etc/resolv.conf`, `/etc/hosts`, `/etc/hostname`, …): each is
+    /// written to a private tmpfs and mounted read-only over its place, which is made where it is missing.
+    pub files: Vec<File>,
+    /// Deny AF_UNIX sockets by seccomp: stage 1 of package managers on the host's network.
+    pub deny_unix_sockets: bool,
+    /// Keep running when the last session ends.
+    pub linger: bool,
+}
+
+/// How a directory is recognised again: `st_dev` and `st_ino`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inode {
+    pub device: u64,
+    pub inode: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    pub path: String,
+    pub inode: Inode,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "root", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Root {
+    /// Native overlayfs with `userxattr`. Lowers topmost first.
+    Overlay { lowers: Vec<Source>, upper: Source, work: Source },
+    /// One writable directory: how a release is configured in staging.
+    Directory { source: Source },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ids", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Ids {
+    /// Outer and inner namespaces of DESIGN.md, "Ids"; `user` and `group` are the host's numbers.
+    Range { user: u32, group: u32 },
+    /// One id: outer maps 0 to the user. The user's sessions run in an inner namespace that maps `user` to 0, and a
+    /// seccomp filter answers ownership calls.
+    Single { user: u32, group: u32 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    pub name: String,
+    pub uid: u32,
+    pub gid: u32,
+    /// Absolute, inside.
+    pub home: String,
+    pub shell: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// A namespace of its own with loopback alone.
+    None,
+    /// The host's, with abstract sockets and signals scoped by Landlock.
+    Host,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    pub source: Source,
+    /// Absolute, inside; made where it is missing; links in it are refused.
+    pub target: String,
+    pub read_only: bool,
+    /// Forbid execution as well as devices and set-id bits (which no bind mount ever honours).
+    pub no_exec: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    pub path: String,
+    pub content: String,
+}

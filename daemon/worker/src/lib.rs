@@ -1,0 +1,2 @@
+//! Workers: what is said to them ([`protocol`]).
+pub mod protocol;
