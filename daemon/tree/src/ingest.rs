@@ -1,0 +1,317 @@
+//! A tree becomes a layer.
+//!
+//! One walk: files go to the [`Pool`], everything else is described on the way, and a queue keeps both in the order of the
+//! listing. A file whose object exists is replaced by a link to it, all others are linked into `objects/`, so no content is
+//! ever copied. Replacing changes a directory's mtime, which is put back when the directory is through. Then: listing, one
+//! `syncfs`, one rename to `layers/<digest>`, one fsync of `layers/`.
+//!
+//! A tree in `staging/` moves into its layer. One in `uppers/` is a sealed upper that a record refers to and that may be
+//! mounted as a lower: it stays, and the layer gets a tree of its own, of hard links to the same inodes.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::BufWriter;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use casemate_store::listing::{Entry, ListingError, Node, Writer, escaped};
+use casemate_store::{Digest, layer};
+use casemate_worker::protocol::TreeResult;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::Errno;
+
+use crate::attributes::{self, User};
+use crate::error::{Error, Result};
+use crate::file::{Job, Linked, Objects};
+use crate::mirror::mirror;
+use crate::path::StorePath;
+use crate::pool::{Pool, Task};
+use crate::remove::remove_in;
+use crate::walk::{self, Directory, Visitor, open_directory};
+
+/// Entries between the walk and the listing: bounds memory and open directories.
+const QUEUE: usize = 512;
+
+/// How far an ingestion or verification is.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+type Submitted = Arc<Task<Job, Linked>>;
+
+enum Slot {
+    Entry(Entry),
+    File(Submitted),
+    /// Another name of an earlier file.
+    HardLink {
+        job: Job,
+        first: Submitted,
+    },
+    /// All of a directory is in the queue before this.
+    End {
+        directory: Arc<OwnedFd>,
+        path: Vec<u8>,
+        stat: Stat,
+        touched: Arc<AtomicBool>,
+    },
+}
+
+struct Ingestion<'a, 'p> {
+    pool: &'p Pool<'a, Job, Linked>,
+    objects: &'a Objects,
+    listing: Writer<BufWriter<File>>,
+    queue: VecDeque<Slot>,
+    /// For each directory on the way down, whether something in it was replaced.
+    touched: Vec<Arc<AtomicBool>>,
+    /// Files with several names in this tree, by inode.
+    linked: HashMap<u64, Submitted>,
+    bytes: u64,
+    progress: Progress<'a>,
+}
+
+/// Ingest the tree at `path`.
+pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Result<TreeResult> {
+    let shown = path.as_str().as_bytes();
+    let user = User::of(store)?;
+    let (parent, name) = path.split();
+    let source = open_directory(store, path.as_str()).map_err(Error::system("open", shown))?;
+    let (home, building) = if path.in_staging() {
+        let home = open_directory(store, parent).map_err(Error::system("open", parent.as_bytes()))?;
+        (home, format!("{name}.layer"))
+    } else {
+        let home = open_directory(store, "staging").map_err(Error::system("open", b"staging"))?;
+        (home, format!("{}.layer", path.as_str().replace('/', "-")))
+    };
+    // What an ingestion left that was killed.
+    remove_in(&home, &building, building.as_bytes(), &mut |_| ())?;
+    make_directory(&home, &building)?;
+    let workshop = open_directory(&home, &*building).map_err(Error::system("open", building.as_bytes()))?;
+    make_directory(&workshop, "scratch")?;
+    let scratch = open_directory(&workshop, "scratch").map_err(Error::system("open", b"scratch"))?;
+    if path.in_staging() {
+        rustix::fs::renameat(&home, name, &workshop, "tree").map_err(Error::system("move", shown))?;
+    } else {
+        make_directory(&workshop, "tree")?;
+        let tree = open_directory(&workshop, "tree").map_err(Error::system("open", b"tree"))?;
+        mirror(source, tree)?;
+    }
+    let tree = open_directory(&workshop, "tree").map_err(Error::system("open", b"tree"))?;
+
+    let objects = Objects::open(store, user, scratch)?;
+    let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let listing = rustix::fs::openat(&workshop, "listing", create, Mode::from_raw_mode(0o644))
+        .map_err(Error::system("make", b"listing"))?;
+    let (digest, entries, bytes) = fill(&objects, tree, listing, progress)?;
+    rustix::fs::unlinkat(&workshop, "scratch", AtFlags::REMOVEDIR)
+        .map_err(Error::system("remove", b"scratch"))?;
+    drop(workshop);
+
+    // Everything the layer consists of is on the disk before its name is.
+    rustix::fs::syncfs(store).map_err(Error::system("sync the file system of", shown))?;
+    let target = layer(&digest);
+    match rustix::fs::renameat_with(&home, &*building, store, &*target, RenameFlags::NOREPLACE) {
+        Ok(()) => {
+            let layers = open_directory(store, "layers").map_err(Error::system("open", b"layers"))?;
+            rustix::fs::fsync(&layers).map_err(Error::system("sync", b"layers"))?;
+        }
+        Err(Errno::EXIST | Errno::NOTEMPTY) => {
+            heal(store, &home, &building, &digest)?;
+            remove_in(&home, &building, building.as_bytes(), &mut |_| ())?;
+        }
+        Err(errno) => return Err(Error::system("commit", target.as_bytes())(errno)),
+    }
+    Ok(TreeResult::Ingested {
+        digest: digest.to_string(),
+        entries,
+        bytes,
+        new_objects: objects.new.load(Ordering::Relaxed),
+        new_bytes: objects.new_bytes.load(Ordering::Relaxed),
+    })
+}
+
+pub(crate) fn make_directory(at: &OwnedFd, name: &str) -> Result<()> {
+    rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755)).map_err(Error::system("make", name.as_bytes()))
+}
+
+/// The layer is there already. If its listing is damaged, the new one takes its place.
+fn heal(store: &OwnedFd, home: &OwnedFd, building: &str, digest: &Digest) -> Result<()> {
+    let path = format!("{}/listing", layer(digest));
+    let failed = |errno| Error::system("read", path.as_bytes())(errno);
+    let sound = match walk::open_beneath(store, &*path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK)
+    {
+        Ok(fd) => {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(File::from(fd)).map_err(Error::io("read", path.as_bytes()))?;
+            Digest::from(hasher.finalize()) == *digest
+        }
+        Err(Errno::NOENT) => false,
+        Err(errno) => return Err(failed(errno)),
+    };
+    if !sound {
+        eprintln!("{path} was damaged and is written anew");
+        let from = format!("{building}/listing");
+        rustix::fs::renameat(home, &*from, store, &*path).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn fill(
+    objects: &Objects,
+    tree: OwnedFd,
+    listing: OwnedFd,
+    progress: Progress<'_>,
+) -> Result<(Digest, u64, u64)> {
+    let work = |job: &Job| objects.ingest(job);
+    Pool::run(&work, |pool| {
+        let out = BufWriter::with_capacity(256 << 10, File::from(listing));
+        let mut ingestion = Ingestion {
+            pool,
+            objects,
+            listing: Writer::new(out).map_err(Error::io("write", b"listing"))?,
+            queue: VecDeque::new(),
+            touched: Vec::new(),
+            linked: HashMap::new(),
+            bytes: 0,
+            progress,
+        };
+        walk::walk(tree, &mut ingestion)?;
+        while ingestion.take_one()? {}
+        let entries = ingestion.listing.entries();
+        let (_, digest) = ingestion.listing.finish().map_err(listing_failed)?;
+        Ok((digest, entries, ingestion.bytes))
+    })
+}
+
+pub(crate) fn listing_failed(error: ListingError) -> Error {
+    match error {
+        ListingError::Io(error) => Error::io("write", b"listing")(error),
+        ListingError::Refused { path, reason } => Error::Refused { path, reason },
+        ListingError::Malformed { reason, .. } => Error::refused(b"listing", reason),
+    }
+}
+
+impl Ingestion<'_, '_> {
+    fn put(&mut self, slot: Slot) -> Result<()> {
+        self.queue.push_back(slot);
+        // What is through already makes room without waiting.
+        while self.queue.len() > QUEUE {
+            self.take_one()?;
+        }
+        Ok(())
+    }
+
+    fn take_one(&mut self) -> Result<bool> {
+        let Some(slot) = self.queue.pop_front() else { return Ok(false) };
+        match slot {
+            Slot::Entry(entry) => self.write(&entry)?,
+            Slot::File(task) => {
+                let Linked { facts, .. } = self.pool.wait(&task)?;
+                self.bytes += facts.size;
+                let path = task.job.path.clone();
+                self.write(&Entry {
+                    path,
+                    node: Node::File { meta: facts.meta, size: facts.size, content: facts.content },
+                })?;
+            }
+            Slot::HardLink { job, first } => {
+                let Linked { object, replaced, .. } = self.pool.wait(&first)?;
+                if replaced {
+                    if !self.objects.place(&object, &job.directory, &job.name, &job.path)? {
+                        return Err(Error::Limit {
+                            path: escaped(&job.path),
+                            reason: "its object has as many hard links as the file system allows",
+                        });
+                    }
+                    job.touched.store(true, Ordering::Relaxed);
+                }
+                self.write(&Entry {
+                    path: job.path,
+                    node: Node::HardLink { target: first.job.path.clone() },
+                })?;
+            }
+            Slot::End { directory, path, stat, touched } => {
+                if touched.load(Ordering::Relaxed) {
+                    let times = Timestamps {
+                        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+                        last_modification: Timespec {
+                            tv_sec: stat.st_mtime,
+                            tv_nsec: stat.st_mtime_nsec as _,
+                        },
+                    };
+                    rustix::fs::futimens(&directory, &times)
+                        .map_err(Error::system("set the time of", &path))?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn write(&mut self, entry: &Entry) -> Result<()> {
+        self.listing.write(entry).map_err(listing_failed)?;
+        (self.progress)(self.bytes, self.listing.entries());
+        Ok(())
+    }
+}
+
+impl Visitor for Ingestion<'_, '_> {
+    fn enter(&mut self, directory: &Directory) -> Result<()> {
+        let user = self.objects.user;
+        let attributes = attributes::read(&directory.fd, user, &directory.path)?;
+        attributes::drop_marks(&directory.fd, &attributes, &directory.path)?;
+        let mut meta = attributes::meta(&directory.stat, user);
+        meta.xattrs = attributes.kept;
+        self.touched.push(Arc::new(AtomicBool::new(false)));
+        let node = Node::Directory { meta, opaque: attributes.opaque };
+        self.put(Slot::Entry(Entry { path: directory.path.clone(), node }))
+    }
+
+    fn leaf(&mut self, directory: &Directory, name: &[u8], stat: &Stat) -> Result<()> {
+        let path = directory.child(name);
+        let touched = self.touched.last().cloned().unwrap_or_default();
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            let job = Job { directory: directory.fd.clone(), name: name.to_vec(), path, touched };
+            if let Some(first) = (stat.st_nlink > 1).then(|| self.linked.get(&stat.st_ino)).flatten() {
+                return self.put(Slot::HardLink { job, first: first.clone() });
+            }
+            let task = self.pool.submit(job);
+            if stat.st_nlink > 1 {
+                self.linked.insert(stat.st_ino, task.clone());
+            }
+            return self.put(Slot::File(task));
+        }
+        let node = special(directory, name, &path, stat, self.objects.user)?;
+        self.put(Slot::Entry(Entry { path, node }))
+    }
+
+    fn leave(&mut self, directory: &Directory) -> Result<()> {
+        let touched = self.touched.pop().unwrap_or_default();
+        self.put(Slot::End {
+            directory: directory.fd.clone(),
+            path: directory.path.clone(),
+            stat: directory.stat,
+            touched,
+        })
+    }
+}
+
+/// What is neither directory nor regular file. No attribute that a layer keeps can be on a symbolic link, and none but an
+/// ACL on a fifo or socket, which no archive carries.
+pub(crate) fn special(
+    directory: &Directory,
+    name: &[u8],
+    path: &[u8],
+    stat: &Stat,
+    user: User,
+) -> Result<Node> {
+    let meta = attributes::meta(stat, user);
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(&*directory.fd, name, Vec::new())
+                .map_err(Error::system("read the link", path))?;
+            Ok(Node::Symlink { meta, target: target.into_bytes() })
+        }
+        FileType::Fifo => Ok(Node::Fifo { meta }),
+        FileType::Socket => Ok(Node::Socket { meta }),
+        FileType::CharacterDevice if stat.st_rdev == 0 => Ok(Node::Whiteout),
+        _ => Err(Error::refused(path, "device nodes have no place in a layer")),
+    }
+}

@@ -1,0 +1,73 @@
+//! `casemate-tree`: prepares, ingests, verifies and removes the trees of the store, in the outer namespace, where it may
+//! reach files of every id. It parses nothing foreign. Its one capability is the store's directory.
+
+pub mod attributes;
+mod error;
+pub mod file;
+mod ingest;
+mod mirror;
+mod path;
+mod pool;
+mod remove;
+mod verify;
+pub mod walk;
+
+use casemate_store::Digest;
+use casemate_worker::protocol::{Failure, TreeRequest, TreeResult};
+use rustix::fd::OwnedFd;
+use rustix::fs::Mode;
+
+pub use error::{Error, Result};
+use path::StorePath;
+
+/// Do what is asked for. `progress` gets bytes and items done.
+pub fn work(
+    store: &OwnedFd,
+    request: &TreeRequest,
+    progress: &mut dyn FnMut(u64, u64),
+) -> std::result::Result<TreeResult, Failure> {
+    // Modes are given exactly.
+    rustix::process::umask(Mode::empty());
+    let result = match request {
+        TreeRequest::Prepare { path, children } => prepare(store, path, children),
+        TreeRequest::Ingest { path } => {
+            StorePath::parse(path).and_then(|path| ingest::ingest(store, &path, progress))
+        }
+        TreeRequest::Remove { paths } => remove(store, paths, progress),
+        TreeRequest::Verify { layer } => layer
+            .parse::<Digest>()
+            .map_err(|_| Error::Request { path: layer.chars().take(100).collect() })
+            .and_then(|digest| verify::verify(store, &digest, progress)),
+    };
+    result.map_err(Failure::from)
+}
+
+fn prepare(store: &OwnedFd, path: &str, children: &[String]) -> Result<TreeResult> {
+    let path = StorePath::parse(path)?;
+    let mut all = vec![path.clone()];
+    for child in children {
+        let child = StorePath::parse(&format!("{}/{child}", path.as_str()))?;
+        if child.split().0 != path.as_str() {
+            return Err(Error::Request { path: child.as_str().to_owned() });
+        }
+        all.push(child);
+    }
+    for path in all {
+        let (parent, name) = path.split();
+        let parent = walk::open_directory(store, parent)
+            .map_err(Error::system("open the directory of", path.as_str().as_bytes()))?;
+        // Whose it is follows from who makes it: this worker is the environments' root.
+        rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+            .map_err(Error::system("make", path.as_str().as_bytes()))?;
+    }
+    Ok(TreeResult::Prepared)
+}
+
+fn remove(store: &OwnedFd, paths: &[String], progress: &mut dyn FnMut(u64, u64)) -> Result<TreeResult> {
+    let paths = paths.iter().map(|path| StorePath::parse(path)).collect::<Result<Vec<_>>>()?;
+    let mut entries = 0;
+    for path in paths {
+        entries += remove::remove(store, &path, &mut |here| progress(0, entries + here))?;
+    }
+    Ok(TreeResult::Removed { entries })
+}
