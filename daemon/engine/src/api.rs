@@ -25,13 +25,14 @@ pub struct Settings {
     pub ssl_cert_file: String,
     pub ssl_cert_dir: String,
     pub user_name: String,
+    /// The user's home, for `~/` and for what policy keeps out of mounts.
+    pub home: PathBuf,
 }
 
 /// Who asks: the unique name of the bus connection (for limits for each caller).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller(pub String);
 
-/// The identity of a caller's process, checked against running environments by [`crate::Engine::judge_namespaces`].
 pub type JobId = u64;
 /// Session of an environment: `(environment id, number)`.
 pub type ProcessId = (String, u64);

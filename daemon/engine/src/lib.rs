@@ -1,0 +1,533 @@
+//! The engine: releases, environments, jobs; their states, transitions and recovery. No bus types, no network, no
+//! archive formats: what is risky runs in workers and sandboxes.
+//!
+//! One [`Engine`] holds the store's lock. State lives in three places: records in the store (the truth), sandboxes that
+//! run (found again by their sockets), and tables in memory, which are rebuilt from the two at each start.
+//!
+//! Recovery at start: everything in `staging/` goes, uppers and layers that no record names go, sandboxes that answer
+//! are adopted, the sockets of those that don't are removed.
+
+mod api;
+mod configuration;
+mod control;
+mod doctor;
+mod downloads;
+mod environments;
+mod error;
+mod jobs;
+mod mounts;
+mod packages;
+mod records;
+mod releases;
+mod sandboxes;
+mod state;
+mod workers;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use casemate_store::{Digest, Id, Name, ReleaseName, Store, StoreMode};
+use casemate_worker::protocol::TreeRequest;
+use tokio::sync::broadcast;
+
+pub use api::*;
+pub use error::{Error, ErrorKind};
+pub use jobs::JOB_KEPT;
+
+use environments::Environment;
+use jobs::{Claim, Jobs};
+use records::{EnvironmentRecord, ReleaseRecord};
+
+/// Changes that a slow listener may fall behind by before it has to read everything anew.
+const CHANGES_KEPT: usize = 1_024;
+
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    settings: Settings,
+    uid: u32,
+    gid: u32,
+    /// Whether there is a range of subordinate ids.
+    range: bool,
+    store: Store,
+    downloads: Arc<downloads::Downloads>,
+    workers: workers::Workers,
+    changes: broadcast::Sender<Change>,
+    jobs: Arc<Jobs>,
+    tables: Mutex<Tables>,
+    session: AtomicU64,
+}
+
+#[derive(Default)]
+struct Tables {
+    releases: BTreeMap<ReleaseName, ReleaseRecord>,
+    environments: BTreeMap<Id, Environment>,
+    gates: HashMap<Id, Arc<tokio::sync::Mutex<()>>>,
+    idle_since: Option<Instant>,
+}
+
+impl Inner {
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // Each change of a table is one insertion or removal: a panic elsewhere leaves nothing half done.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn tell(&self, change: Change) {
+        // Without a listener there is nobody to tell.
+        let _ = self.changes.send(change);
+    }
+
+    pub(crate) fn next_session(&self) -> u64 {
+        self.session.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Held while an environment starts, stops or goes.
+    pub(crate) fn gate(&self, id: &Id) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(self.tables().gates.entry(*id).or_default())
+    }
+
+    pub(crate) fn with_environment<T>(&self, id: &Id, read: impl FnOnce(&mut Environment) -> T) -> Result<T, Error> {
+        self.tables().environments.get_mut(id).map(read).ok_or_else(|| no_environment(&id.to_string()))
+    }
+
+    pub(crate) fn state_of(&self, id: &Id) -> Result<State, Error> {
+        self.with_environment(id, |environment| environment.state())
+    }
+
+    /// By full name or id; nothing shorter selects.
+    pub(crate) fn find(&self, selector: &str) -> Option<(Id, EnvironmentRecord)> {
+        self.tables()
+            .environments
+            .iter()
+            .find(|(id, environment)| environment.record.name == selector || id.to_string() == selector)
+            .map(|(id, environment)| (*id, environment.record.clone()))
+    }
+
+    pub(crate) fn put_environment(&self, id: Id, record: EnvironmentRecord) {
+        let mut tables = self.tables();
+        let change = match tables.environments.get_mut(&id) {
+            Some(known) => {
+                known.record = record;
+                Change::EnvironmentChanged(id.to_string())
+            }
+            None => {
+                tables.environments.insert(id, Environment { record, sandbox: None, sessions: BTreeMap::new() });
+                Change::EnvironmentAdded(id.to_string())
+            }
+        };
+        drop(tables);
+        self.tell(change);
+    }
+
+    pub(crate) fn forget_environment(&self, id: &Id) {
+        let mut tables = self.tables();
+        tables.environments.remove(id);
+        tables.gates.remove(id);
+        drop(tables);
+        self.tell(Change::EnvironmentRemoved(id.to_string()));
+    }
+
+    pub(crate) fn put_release(&self, name: ReleaseName, record: ReleaseRecord) {
+        let replaced = self.tables().releases.insert(name.clone(), record).is_some_and(|old| old.is_there());
+        if replaced {
+            self.tell(Change::ReleaseRemoved(name.to_string()));
+        }
+        self.tell(Change::ReleaseAdded(name.to_string()));
+    }
+
+    pub(crate) fn forget_release(&self, name: &ReleaseName) {
+        self.tables().releases.remove(name);
+        self.tell(Change::ReleaseRemoved(name.to_string()));
+    }
+
+    /// Every layer that a record names.
+    fn layers_in_use(&self) -> HashSet<Digest> {
+        let tables = self.tables();
+        let of_releases = tables.releases.values().flat_map(|record| &record.layers);
+        let of_environments = tables.environments.values().flat_map(|environment| &environment.record.layers);
+        of_releases.chain(of_environments).copied().collect()
+    }
+
+    /// Remove those of `layers` that no record names any more.
+    pub(crate) async fn drop_layers(&self, layers: &[Digest]) -> Result<(), Error> {
+        let used = self.layers_in_use();
+        let paths: Vec<String> =
+            layers.iter().filter(|layer| !used.contains(layer)).map(casemate_store::layer).collect();
+        if paths.is_empty() {
+            return Ok(());
+        }
+        self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn drop_staging(&self, staging: &casemate_store::Staging) -> Result<(), Error> {
+        let request = TreeRequest::Remove { paths: vec![staging.relative(None)] };
+        self.workers.tree(None, &self.store, &request).await?;
+        Ok(())
+    }
+
+    async fn recover(self: &Arc<Self>) -> Result<(), Error> {
+        let releases = self.store.releases::<ReleaseName, ReleaseRecord>();
+        for name in releases.list()?.names {
+            match releases.load(&name) {
+                Ok(record) if record.is_there() => {
+                    self.tables().releases.insert(name, record);
+                }
+                Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let environments = self.store.environments::<Id, EnvironmentRecord>();
+        for id in environments.list()?.names {
+            let record = environments.load(&id)?;
+            self.tables()
+                .environments
+                .insert(id, Environment { record, sandbox: None, sessions: BTreeMap::new() });
+        }
+        self.readopt().await?;
+
+        let mut paths = self.store.leftovers()?.names;
+        let layers = self.layers_in_use();
+        let uppers: HashSet<Id> =
+            self.tables().environments.values().map(|environment| environment.record.upper).collect();
+        paths.extend(self.store.layers()?.names.iter().filter(|layer| !layers.contains(layer)).map(casemate_store::layer));
+        paths.extend(self.store.uppers()?.names.iter().filter(|upper| !uppers.contains(upper)).map(casemate_store::upper));
+        if !paths.is_empty() {
+            tracing::info!(count = paths.len(), "removing what an unfinished job left");
+            self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await?;
+        }
+        Ok(())
+    }
+
+    /// Adopt what runs; clear away what no longer does, and end throwaway sandboxes whose job is lost.
+    async fn readopt(self: &Arc<Self>) -> Result<(), Error> {
+        let runtime = &self.settings.runtime;
+        for entry in std::fs::read_dir(runtime).map_err(Error::io("list", runtime))? {
+            let directory = entry.map_err(Error::io("list", runtime))?.path();
+            let Some(name) = directory.file_name().and_then(|name| name.to_str()) else { continue };
+            if !directory.join("control").exists() {
+                continue;
+            }
+            let environment = name.parse::<Id>().ok().and_then(|id| {
+                self.with_environment(&id, |environment| (id, environment.record.name.clone())).ok()
+            });
+            let label = environment.as_ref().map_or(name, |(_, label)| label.as_str());
+            match (sandboxes::Sandbox::contact(&directory, name, label).await, environment.as_ref()) {
+                (Ok(sandbox), Some((id, _))) => {
+                    tracing::info!(environment = label, "re-adopted");
+                    self.adopt(id, Arc::new(sandbox))?;
+                }
+                (Ok(sandbox), None) => {
+                    sandbox.stop(Duration::ZERO).await;
+                    sandboxes::clear(&directory)?;
+                }
+                (Err(error), _) => {
+                    tracing::info!(environment = label, %error, "no longer runs");
+                    sandboxes::clear(&directory)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn no_environment(selector: &str) -> Error {
+    Error::NotFound { what: "environment", name: selector.to_owned(), remedy: "`casemate list` shows those that there are" }
+}
+
+fn parse_id(text: &str) -> Result<Id, Error> {
+    text.parse().map_err(|_| no_environment(text))
+}
+
+impl Engine {
+    /// Lock the store, recover it, adopt what runs.
+    pub async fn open(settings: Settings) -> Result<Arc<Self>, Error> {
+        for directory in [&settings.store, &settings.cache, &settings.runtime] {
+            std::fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
+        }
+        let mut settings = settings;
+        for directory in [&mut settings.store, &mut settings.cache, &mut settings.runtime] {
+            *directory = directory.canonicalize().map_err(Error::io("resolve", directory.clone()))?;
+        }
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&settings.runtime, std::fs::Permissions::from_mode(0o700))
+            .map_err(Error::io("change the mode of", &settings.runtime))?;
+        let workers = workers::Workers::new(&settings)?;
+        let range = workers.has_range();
+        let mode = if range { StoreMode::Range } else { StoreMode::Single };
+        let store = Store::open(&settings.store, mode)?;
+        let downloads = Arc::new(downloads::Downloads::open(&settings.cache)?);
+        let (changes, _) = broadcast::channel(CHANGES_KEPT);
+        // Numbers of sessions must not repeat while an init lives that an earlier daemon started.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let inner = Arc::new(Inner {
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            settings,
+            range,
+            store,
+            downloads,
+            workers,
+            jobs: Jobs::new(changes.clone(), 1),
+            changes,
+            tables: Mutex::new(Tables { idle_since: Some(Instant::now()), ..Tables::default() }),
+            session: AtomicU64::new(u64::try_from(since.as_micros()).unwrap_or(1)),
+        });
+        inner.recover().await?;
+        Ok(Arc::new(Self { inner }))
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
+        self.inner.changes.subscribe()
+    }
+
+    /// `range` or `single`.
+    pub fn id_mode(&self) -> String {
+        if self.inner.range { "range" } else { "single" }.to_owned()
+    }
+
+    pub fn store_format(&self) -> u32 {
+        casemate_store::FORMAT
+    }
+
+    pub fn releases(&self) -> Vec<ReleaseInfo> {
+        self.inner.tables().releases.iter().map(|(name, record)| record.info(&name.to_string())).collect()
+    }
+
+    pub fn release(&self, reference: &str) -> Result<ReleaseInfo, Error> {
+        let name = releases::parse_reference(reference)?;
+        self.inner.tables().releases.get(&name).map(|record| record.info(&name.to_string())).ok_or_else(|| Error::NotFound {
+            what: "release",
+            name: name.to_string(),
+            remedy: "`casemate release list` shows those that there are, `casemate release fetch` gets one",
+        })
+    }
+
+    fn info(&self, id: &Id, environment: &Environment) -> EnvironmentInfo {
+        let record = &environment.record;
+        EnvironmentInfo {
+            id: id.to_string(),
+            name: record.name.clone(),
+            state: environment.state(),
+            release: record.release.clone(),
+            lock_digest: record.lock_digest.clone(),
+            network: record.network.clone(),
+            mounts: record.mounts.iter().map(|m| (m.host.clone(), m.target.clone(), m.read_only)).collect(),
+            id_mode: self.id_mode(),
+            created_at: record.created_at,
+            built_at: record.built_at,
+            sessions: u32::try_from(environment.sessions.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    pub fn environments(&self) -> Vec<EnvironmentInfo> {
+        self.inner.tables().environments.iter().map(|(id, environment)| self.info(id, environment)).collect()
+    }
+
+    pub fn environment(&self, selector: &str) -> Result<EnvironmentInfo, Error> {
+        self.environments()
+            .into_iter()
+            .find(|info| info.name == selector || info.id == selector)
+            .ok_or_else(|| no_environment(selector))
+    }
+
+    pub fn jobs(&self) -> Vec<JobInfo> {
+        self.inner.jobs.list()
+    }
+
+    pub fn job(&self, id: JobId) -> Result<JobInfo, Error> {
+        self.inner.jobs.get(id)
+    }
+
+    pub fn job_log(&self, id: JobId) -> Result<Vec<String>, Error> {
+        self.inner.jobs.log(id)
+    }
+
+    /// Drop jobs that ended long ago. The edge calls it now and then; jobs that start or end do as well.
+    pub fn forget_old_jobs(&self) {
+        self.inner.jobs.forget_old();
+    }
+
+    /// Ask a job to end. One that has ended already is left as it is.
+    pub fn cancel(&self, job: JobId) -> Result<(), Error> {
+        self.inner.jobs.cancel(job)
+    }
+
+    pub fn processes(&self) -> Vec<ProcessInfo> {
+        let tables = self.inner.tables();
+        tables.environments.values().flat_map(|environment| environment.sessions.values().cloned()).collect()
+    }
+
+    pub fn process(&self, id: &ProcessId) -> Result<ProcessInfo, Error> {
+        let found = self.inner.with_environment(&parse_id(&id.0)?, |environment| environment.sessions.get(&id.1).cloned())?;
+        found.ok_or_else(|| Error::NotFound { what: "process", name: id.1.to_string(), remedy: "it has ended" })
+    }
+
+    pub fn lock_text(&self, id: &str) -> Result<String, Error> {
+        self.inner.with_environment(&parse_id(id)?, |environment| environment.record.lock.clone())
+    }
+
+    pub fn manifest_text(&self, id: &str) -> Result<String, Error> {
+        self.inner.with_environment(&parse_id(id)?, |environment| environment.record.manifest.clone())
+    }
+
+    pub fn fetch_release(&self, _caller: &Caller, reference: &str) -> Result<JobId, Error> {
+        let name: ReleaseName = reference.parse()?;
+        self.inner.check_fetchable(&name)?;
+        let inner = Arc::clone(&self.inner);
+        let claims = vec![release_claim(&name)];
+        self.inner.jobs.start("fetch", &name.to_string(), claims, move |job| inner.fetch(job, name))
+    }
+
+    pub fn import_release(&self, _caller: &Caller, name: &str, archive: OwnedFd) -> Result<JobId, Error> {
+        let name = releases::parse_reference(name)?;
+        if self.inner.tables().releases.contains_key(&name) {
+            return Err(Error::AlreadyExists {
+                what: "release",
+                name: name.to_string(),
+                remedy: "remove it first with `casemate release remove`, or import under another name",
+            });
+        }
+        let inner = Arc::clone(&self.inner);
+        let claims = vec![release_claim(&name)];
+        self.inner.jobs.start("import", &name.to_string(), claims, move |job| inner.import(job, name, archive))
+    }
+
+    pub fn remove_release(&self, _caller: &Caller, reference: &str) -> Result<JobId, Error> {
+        let name = releases::parse_reference(reference)?;
+        self.release(reference)?;
+        let inner = Arc::clone(&self.inner);
+        let claims = vec![release_claim(&name)];
+        self.inner.jobs.start("remove", &name.to_string(), claims, move |job| inner.remove(job, name))
+    }
+
+    pub fn build(&self, _caller: &Caller, request: BuildRequest) -> Result<JobId, Error> {
+        let name: Name = request.name.parse()?;
+        let judged = self.inner.judge(&request)?;
+        let inner = Arc::clone(&self.inner);
+        let claims = vec![Claim { what: "environment", name: name.to_string() }];
+        self.inner.jobs.start("build", &request.name, claims, move |job| inner.build(job, name, judged))
+    }
+
+    pub fn start(&self, _caller: &Caller, id: &str) -> Result<JobId, Error> {
+        let (id, name) = self.named(id)?;
+        let inner = Arc::clone(&self.inner);
+        self.inner.jobs.start("start", &name, vec![environment_claim(&name)], move |job| inner.start(job, id))
+    }
+
+    pub fn stop(&self, _caller: &Caller, id: &str, timeout: Duration) -> Result<JobId, Error> {
+        let (id, name) = self.named(id)?;
+        let inner = Arc::clone(&self.inner);
+        self.inner.jobs.start("stop", &name, vec![environment_claim(&name)], move |job| inner.stop(job, id, timeout))
+    }
+
+    pub fn destroy(&self, _caller: &Caller, id: &str, force: bool) -> Result<JobId, Error> {
+        let (id, name) = self.named(id)?;
+        let state = self.inner.state_of(&id)?;
+        if !force {
+            state::step(&name, state, state::Step::Destroy)?;
+        }
+        let inner = Arc::clone(&self.inner);
+        self.inner.jobs.start("destroy", &name, vec![environment_claim(&name)], move |job| inner.destroy(job, id, force))
+    }
+
+    /// Everything: environments, releases, downloads.
+    pub fn purge(&self, _caller: &Caller) -> Result<JobId, Error> {
+        if self.inner.jobs.running() > 0 {
+            return Err(Error::Busy { what: "the store", name: self.inner.settings.store.display().to_string() });
+        }
+        let inner = Arc::clone(&self.inner);
+        let subject = self.inner.settings.store.display().to_string();
+        let claims = vec![Claim { what: "the store", name: subject.clone() }];
+        self.inner.jobs.start("purge", &subject, claims, move |job| inner.purge(job))
+    }
+
+    pub async fn exec(&self, _caller: &Caller, id: &str, request: ExecRequest) -> Result<Started, Error> {
+        self.inner.exec(&parse_id(id)?, request).await
+    }
+
+    pub async fn signal(&self, process: &ProcessId, signal: i32) -> Result<(), Error> {
+        self.inner.signal(&parse_id(&process.0)?, process.1, signal).await
+    }
+
+    pub async fn doctor(&self) -> Vec<Finding> {
+        doctor::examine(&self.inner).await
+    }
+
+    /// User namespaces that a caller must not be in nor descend from.
+    pub fn environment_namespaces(&self) -> Vec<u64> {
+        let tables = self.inner.tables();
+        let running = tables.environments.values().filter_map(|environment| environment.sandbox.as_ref());
+        running.flat_map(|sandbox| sandbox.user_namespaces).collect()
+    }
+
+    /// Since when nothing has run; `None` while a job or an environment does.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let busy = self.inner.jobs.running() > 0;
+        let mut tables = self.inner.tables();
+        let running = tables.environments.values().any(|environment| environment.sandbox.is_some());
+        if busy || running {
+            tables.idle_since = None;
+        } else if tables.idle_since.is_none() {
+            tables.idle_since = Some(Instant::now());
+        }
+        tables.idle_since
+    }
+
+    /// Cancel all jobs and wait for them. Environments go on.
+    pub async fn shutdown(&self) {
+        let mut changes = self.inner.changes.subscribe();
+        self.inner.jobs.cancel_all();
+        while self.inner.jobs.running() > 0 {
+            if let Err(broadcast::error::RecvError::Closed) = changes.recv().await {
+                return;
+            }
+        }
+    }
+
+    fn named(&self, id: &str) -> Result<(Id, String), Error> {
+        let id = parse_id(id)?;
+        let name = self.inner.with_environment(&id, |environment| environment.record.name.clone())?;
+        Ok((id, name))
+    }
+}
+
+impl Inner {
+    async fn purge(self: Arc<Self>, job: jobs::Job) -> Result<Vec<(String, String)>, Error> {
+        job.stage("stopping environments");
+        let ids: Vec<Id> = self.tables().environments.keys().copied().collect();
+        for id in ids {
+            let sandbox = self.with_environment(&id, |environment| environment.sandbox.clone())?;
+            if let Some(sandbox) = sandbox {
+                sandbox.stop(Duration::ZERO).await;
+            }
+            self.store.environments::<Id, EnvironmentRecord>().remove(&id)?;
+            self.forget_environment(&id);
+        }
+        let records = self.store.releases::<ReleaseName, ReleaseRecord>();
+        for name in records.list()?.names {
+            records.remove(&name)?;
+            self.forget_release(&name);
+        }
+        job.stage("removing");
+        let mut paths: Vec<String> = self.store.layers()?.names.iter().map(casemate_store::layer).collect();
+        paths.extend(self.store.uppers()?.names.iter().map(casemate_store::upper));
+        paths.push("objects".into());
+        self.workers.tree(Some(&job), &self.store, &TreeRequest::Remove { paths }).await?;
+        self.downloads.remove_all()?;
+        Ok(vec![])
+    }
+}
+
+fn release_claim(name: &ReleaseName) -> Claim {
+    Claim { what: "release", name: name.to_string() }
+}
+
+fn environment_claim(name: &str) -> Claim {
+    Claim { what: "environment", name: name.to_owned() }
+}

@@ -1,0 +1,171 @@
+//! The daemon's end of an environment's control socket.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use casemate_sandbox::control::{Notice, PACKET_MAX, Reply, Request};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use tokio::io::unix::AsyncFd;
+
+/// An init answers from its event loop, which blocks on nothing; one that takes longer is stopped or broken.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Most descriptors in one packet: the session's pidfd and its terminal.
+const DESCRIPTORS_MAX: usize = 4;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("cannot reach init at {path}: {source}")]
+    Connect { path: PathBuf, source: rustix::io::Errno },
+    #[error("init closed the connection")]
+    Closed,
+    #[error("init did not answer within {} s", ANSWER.as_secs())]
+    Silent,
+    #[error("init answered nonsense: {0}")]
+    Nonsense(String),
+    #[error("the request has {0} bytes, more than the {PACKET_MAX} that fit; shorten command and variables")]
+    TooLong(usize),
+    #[error("{0}")]
+    Refused(String),
+    #[error("the control socket failed: {0}")]
+    Socket(#[from] rustix::io::Errno),
+    #[error("the control socket failed: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Who listens, as the kernel tells: it cannot be forged, and names the process that called `listen`.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pub pid: rustix::process::Pid,
+    pub uid: u32,
+}
+
+pub struct Control {
+    socket: AsyncFd<OwnedFd>,
+}
+
+/// The socket that init is to listen on, bound where later daemons find it.
+pub fn bind(path: &Path) -> Result<OwnedFd, ControlError> {
+    let connect = |source| ControlError::Connect { path: path.to_owned(), source };
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(connect)?;
+    let address = SocketAddrUnix::new(path).map_err(connect)?;
+    rustix::net::bind(&socket, &address).map_err(connect)?;
+    Ok(socket)
+}
+
+impl Control {
+    pub fn connect(path: &Path) -> Result<Self, ControlError> {
+        let failed = |source| ControlError::Connect { path: path.to_owned(), source };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed)?;
+        let address = SocketAddrUnix::new(path).map_err(failed)?;
+        rustix::net::connect(&socket, &address).map_err(failed)?;
+        Ok(Self { socket: AsyncFd::new(socket)? })
+    }
+
+    pub fn peer(&self) -> Result<Peer, ControlError> {
+        let credentials = rustix::net::sockopt::socket_peercred(self.socket.get_ref())?;
+        Ok(Peer { pid: credentials.pid, uid: credentials.uid.as_raw() })
+    }
+
+    async fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
+        let bytes = serde_json::to_vec(request).map_err(|error| ControlError::Nonsense(error.to_string()))?;
+        if bytes.len() > PACKET_MAX {
+            return Err(ControlError::TooLong(bytes.len()));
+        }
+        loop {
+            let mut ready = self.socket.writable().await?;
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if !descriptors.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+            }
+            let sent = rustix::net::sendmsg(
+                self.socket.get_ref(),
+                &[IoSlice::new(&bytes)],
+                &mut ancillary,
+                SendFlags::NOSIGNAL,
+            );
+            match sent {
+                Ok(_) => return Ok(()),
+                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+                Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Err(ControlError::Closed),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn receive(&self) -> Result<(Vec<u8>, Vec<OwnedFd>), ControlError> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let mut bytes = vec![0; PACKET_MAX + 1];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let received = rustix::net::recvmsg(
+                self.socket.get_ref(),
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut ancillary,
+                RecvFlags::CMSG_CLOEXEC,
+            );
+            match received {
+                Ok(message) if message.bytes == 0 => return Err(ControlError::Closed),
+                Ok(message) => {
+                    let mut descriptors = Vec::new();
+                    for message in ancillary.drain() {
+                        if let RecvAncillaryMessage::ScmRights(rights) = message {
+                            descriptors.extend(rights);
+                        }
+                    }
+                    bytes.truncate(message.bytes);
+                    return Ok((bytes, descriptors));
+                }
+                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+                Err(rustix::io::Errno::CONNRESET) => return Err(ControlError::Closed),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// One request, one answer.
+    pub async fn ask(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
+        let exchange = async {
+            self.send(request, descriptors).await?;
+            self.receive().await
+        };
+        let (bytes, received) = tokio::time::timeout(ANSWER, exchange).await.map_err(|_| ControlError::Silent)??;
+        match parse(&bytes)? {
+            Reply::Refused { message } => Err(ControlError::Refused(message)),
+            reply => Ok((reply, received)),
+        }
+    }
+
+    /// The next notice after [`Request::Watch`]; [`ControlError::Closed`] when init is gone.
+    pub async fn notice(&self) -> Result<Notice, ControlError> {
+        let (bytes, _) = self.receive().await?;
+        parse(&bytes)
+    }
+
+    /// Until init is gone, whatever else it says.
+    pub async fn closed(&self) {
+        while self.receive().await.is_ok() {}
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ControlError> {
+    serde_json::from_slice(bytes).map_err(|error| ControlError::Nonsense(error.to_string()))
+}
+
+/// Borrow each.
+pub fn borrow<'a>(descriptors: &[&'a OwnedFd]) -> Vec<BorrowedFd<'a>> {
+    descriptors.iter().map(|descriptor| descriptor.as_fd()).collect()
+}

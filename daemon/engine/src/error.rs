@@ -1,0 +1,168 @@
+//! What can go wrong, with what is needed to say it to a user: object, cause, way out.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::api::State;
+
+/// The kinds of [`Error`], one for each error name on the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    NotFound,
+    AlreadyExists,
+    InvalidName,
+    InvalidArgument,
+    InvalidManifest,
+    InvalidLock,
+    IllegalTransition,
+    MountDenied,
+    DeviceDenied,
+    VariableDenied,
+    ResourceLimitExceeded,
+    ResourceLimitUnenforceable,
+    VerificationFailed,
+    StaleIndex,
+    ArchiveRefused,
+    DownloadFailed,
+    PackageFailed,
+    StoreLocked,
+    StoreDamaged,
+    StoreFull,
+    Busy,
+    Cancelled,
+    TooManyRequests,
+    Unsupported,
+    IdsUnavailable,
+    SandboxFailed,
+    WorkerFailed,
+    Io,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no {what} {name:?}; {remedy}")]
+    NotFound { what: &'static str, name: String, remedy: &'static str },
+    #[error("there is a {what} {name:?} already; {remedy}")]
+    AlreadyExists { what: &'static str, name: String, remedy: &'static str },
+    #[error(transparent)]
+    Name(#[from] casemate_store::names::BadName),
+    #[error("{0}")]
+    Argument(String),
+    #[error(transparent)]
+    Manifest(#[from] casemate_manifest::ManifestError),
+    #[error("casemate.lock: {0}")]
+    Lock(String),
+    #[error("environment {name:?} is {from}, it cannot {action}; {remedy}")]
+    Transition { name: String, from: State, action: &'static str, remedy: &'static str },
+    #[error(transparent)]
+    Refused(#[from] casemate_manifest::Refusal),
+    #[error("{0}")]
+    LimitUnenforceable(String),
+    #[error("{key} is not supported by this version of Casemate: {reason}; remove it from the manifest")]
+    Unsupported { key: String, reason: String },
+    #[error("{subject} failed verification: {message}; nothing of it was used. Try again later or with another mirror")]
+    Verification { subject: String, message: String },
+    #[error("{worker}: {kind}: {subject}: {message}")]
+    Worker { worker: &'static str, kind: WorkKind, subject: String, message: String },
+    #[error("installing packages failed: {message}; the job's log (`casemate jobs`) has the whole output")]
+    Package { message: String },
+    #[error(transparent)]
+    Store(#[from] casemate_store::Error),
+    #[error("{what} {name:?} is busy with another job; wait for it (`casemate jobs`) or cancel it")]
+    Busy { what: &'static str, name: String },
+    #[error("cancelled")]
+    Cancelled,
+    #[error("the sandbox of {name:?} could not be set up: {message}")]
+    Sandbox { name: String, message: String },
+    #[error("{path}: {message}")]
+    Configuration { path: PathBuf, message: String },
+    #[error("cannot {action} {path}: {source}")]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// How a worker's failure counts on the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkKind {
+    Verification,
+    Stale,
+    Refused,
+    Download,
+    NotFound,
+    Full,
+    Failed,
+}
+
+impl std::fmt::Display for WorkKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Verification => "verification failed",
+            Self::Stale => "index too old",
+            Self::Refused => "refused",
+            Self::Download => "download failed",
+            Self::NotFound => "not found",
+            Self::Full => "no space left",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn sys(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(rustix::io::Errno) -> Self {
+        let path = path.into();
+        move |errno| Self::Io { action, path, source: errno.into() }
+    }
+
+    pub fn kind(&self) -> ErrorKind {
+        use casemate_manifest::Refusal;
+        use casemate_store::Error as Store;
+        match self {
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
+            Self::Name(_) => ErrorKind::InvalidName,
+            Self::Argument(_) => ErrorKind::InvalidArgument,
+            Self::Manifest(_) => ErrorKind::InvalidManifest,
+            Self::Lock(_) => ErrorKind::InvalidLock,
+            Self::Transition { .. } => ErrorKind::IllegalTransition,
+            Self::Refused(Refusal::MountDenied { .. }) => ErrorKind::MountDenied,
+            Self::Refused(Refusal::VariableDenied { .. }) => ErrorKind::VariableDenied,
+            Self::Refused(Refusal::ResourceLimitExceeded { .. }) => ErrorKind::ResourceLimitExceeded,
+            Self::Refused(Refusal::DeviceDenied { .. }) => ErrorKind::DeviceDenied,
+            Self::LimitUnenforceable(_) => ErrorKind::ResourceLimitUnenforceable,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Verification { .. } => ErrorKind::VerificationFailed,
+            Self::Worker { kind, .. } => match kind {
+                WorkKind::Verification => ErrorKind::VerificationFailed,
+                WorkKind::Stale => ErrorKind::StaleIndex,
+                WorkKind::Refused => ErrorKind::ArchiveRefused,
+                WorkKind::Download => ErrorKind::DownloadFailed,
+                WorkKind::NotFound => ErrorKind::NotFound,
+                WorkKind::Full => ErrorKind::StoreFull,
+                WorkKind::Failed => ErrorKind::WorkerFailed,
+            },
+            Self::Package { .. } => ErrorKind::PackageFailed,
+            Self::Store(Store::Locked { .. }) => ErrorKind::StoreLocked,
+            Self::Store(Store::Damaged { .. } | Store::Malformed { .. }) => ErrorKind::StoreDamaged,
+            Self::Store(Store::Mode { .. }) => ErrorKind::IdsUnavailable,
+            Self::Store(Store::Missing { .. }) => ErrorKind::NotFound,
+            Self::Store(Store::Exists { .. }) => ErrorKind::AlreadyExists,
+            Self::Store(Store::Name(_)) => ErrorKind::InvalidName,
+            Self::Store(Store::Io { source, .. }) | Self::Io { source, .. } => of_io(source),
+            Self::Store(_) | Self::Configuration { .. } => ErrorKind::Io,
+            Self::Busy { .. } => ErrorKind::Busy,
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Sandbox { .. } => ErrorKind::SandboxFailed,
+        }
+    }
+}
+
+fn of_io(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::StoreFull,
+        _ => ErrorKind::Io,
+    }
+}

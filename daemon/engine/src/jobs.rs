@@ -1,0 +1,295 @@
+//! Jobs: long operations that report where they are, can be cancelled, and stay to be read for a while after they end.
+
+use std::collections::{BTreeMap, HashSet};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{broadcast, watch};
+
+use crate::api::{Change, JobId, JobInfo, JobState};
+use crate::error::{Error, ErrorKind};
+
+/// How long a job stays after its end. Long enough for a person to come back from another window.
+pub const JOB_KEPT: Duration = Duration::from_secs(300);
+/// Most ended jobs kept, oldest dropped first.
+const ENDED_MAX: usize = 64;
+/// Most lines of a job's log; the oldest go first.
+const LOG_MAX: usize = 2_000;
+/// Most bytes of one line of a log.
+const LINE_MAX: usize = 1_024;
+/// Jobs that run at a time, whoever asked for them.
+const RUNNING_MAX: usize = 32;
+
+struct Entry {
+    info: JobInfo,
+    log: std::collections::VecDeque<String>,
+    cancel: watch::Sender<bool>,
+    ended: Option<Instant>,
+}
+
+struct Table {
+    next: JobId,
+    jobs: BTreeMap<JobId, Entry>,
+    /// What running jobs have to themselves.
+    held: HashSet<String>,
+}
+
+pub(crate) struct Jobs {
+    table: Mutex<Table>,
+    changes: broadcast::Sender<Change>,
+}
+
+/// What a job's own code holds.
+pub(crate) struct Job {
+    pub id: JobId,
+    jobs: Arc<Jobs>,
+    cancel: watch::Receiver<bool>,
+    stage_began: Mutex<Instant>,
+}
+
+/// What a job holds alone while it runs; another that wants it is [`Error::Busy`].
+pub(crate) struct Claim {
+    pub what: &'static str,
+    pub name: String,
+}
+
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Jobs {
+    /// `first` is the number of the first job: unique across restarts, so that a path on the bus never names two.
+    pub fn new(changes: broadcast::Sender<Change>, first: JobId) -> Arc<Self> {
+        let table = Table { next: first, jobs: BTreeMap::new(), held: HashSet::new() };
+        Arc::new(Self { table: Mutex::new(table), changes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // A panic while the table was held cannot leave it half written: every change is one assignment.
+        self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub fn list(&self) -> Vec<JobInfo> {
+        self.lock().jobs.values().map(|entry| entry.info.clone()).collect()
+    }
+
+    pub fn get(&self, id: JobId) -> Result<JobInfo, Error> {
+        self.with(id, |entry| entry.info.clone())
+    }
+
+    pub fn log(&self, id: JobId) -> Result<Vec<String>, Error> {
+        self.with(id, |entry| entry.log.iter().cloned().collect())
+    }
+
+    pub fn cancel(&self, id: JobId) -> Result<(), Error> {
+        self.with(id, |entry| {
+            entry.cancel.send_replace(true);
+        })
+    }
+
+    pub fn cancel_all(&self) {
+        for entry in self.lock().jobs.values() {
+            entry.cancel.send_replace(true);
+        }
+    }
+
+    pub fn running(&self) -> usize {
+        self.lock().jobs.values().filter(|entry| entry.ended.is_none()).count()
+    }
+
+    fn with<T>(&self, id: JobId, read: impl FnOnce(&mut Entry) -> T) -> Result<T, Error> {
+        self.lock().jobs.get_mut(&id).map(read).ok_or_else(|| Error::NotFound {
+            what: "job",
+            name: id.to_string(),
+            remedy: "it may have ended a while ago; see `casemate jobs`",
+        })
+    }
+
+    fn tell(&self, change: Change) {
+        // Without a listener there is nobody to tell.
+        let _ = self.changes.send(change);
+    }
+
+    fn change(&self, id: JobId, write: impl FnOnce(&mut JobInfo)) {
+        let known = self.with(id, |entry| write(&mut entry.info)).is_ok();
+        if known {
+            self.tell(Change::JobChanged(id));
+        }
+    }
+
+    /// Drop jobs that ended long ago; called whenever one starts or ends, and by the engine's clock.
+    pub fn forget_old(&self) {
+        let mut table = self.lock();
+        let mut ended: Vec<(Instant, JobId)> =
+            table.jobs.iter().filter_map(|(id, entry)| Some((entry.ended?, *id))).collect();
+        ended.sort();
+        let surplus = ended.len().saturating_sub(ENDED_MAX);
+        let gone: Vec<JobId> = ended
+            .iter()
+            .enumerate()
+            .filter(|(index, (when, _))| *index < surplus || when.elapsed() > JOB_KEPT)
+            .map(|(_, (_, id))| *id)
+            .collect();
+        for id in &gone {
+            table.jobs.remove(id);
+        }
+        drop(table);
+        for id in gone {
+            self.tell(Change::JobRemoved(id));
+        }
+    }
+
+    /// Start a job. Its work runs as a task of its own; `claim` is held until it ends.
+    pub fn start<F, W>(self: &Arc<Self>, kind: &str, subject: &str, claims: Vec<Claim>, work: W) -> Result<JobId, Error>
+    where
+        W: FnOnce(Job) -> F,
+        F: Future<Output = Result<Vec<(String, String)>, Error>> + Send + 'static,
+    {
+        self.forget_old();
+        let (cancel, cancelled) = watch::channel(false);
+        let mut table = self.lock();
+        if table.jobs.values().filter(|entry| entry.ended.is_none()).count() >= RUNNING_MAX {
+            return Err(Error::Busy { what: "the daemon", name: format!("{RUNNING_MAX} jobs run") });
+        }
+        let keys: Vec<String> = claims.iter().map(|claim| format!("{} {}", claim.what, claim.name)).collect();
+        for (claim, key) in claims.iter().zip(&keys) {
+            if table.held.contains(key) {
+                return Err(Error::Busy { what: claim.what, name: claim.name.clone() });
+            }
+        }
+        table.held.extend(keys.iter().cloned());
+        let id = table.next;
+        table.next += 1;
+        let info = JobInfo {
+            id,
+            kind: kind.to_owned(),
+            subject: subject.to_owned(),
+            state: JobState::Running,
+            stage: String::new(),
+            bytes_done: 0,
+            bytes_total: 0,
+            items_done: 0,
+            items_total: 0,
+            started_at: now(),
+            ended_at: 0,
+            result: Vec::new(),
+            error: None,
+        };
+        table.jobs.insert(id, Entry { info, log: Default::default(), cancel, ended: None });
+        drop(table);
+        self.tell(Change::JobAdded(id));
+        let job =
+            Job { id, jobs: Arc::clone(self), cancel: cancelled, stage_began: Mutex::new(Instant::now()) };
+        let running = tokio::spawn(work(job));
+        let jobs = Arc::clone(self);
+        tokio::spawn(async move {
+            let outcome = match running.await {
+                Ok(outcome) => outcome,
+                Err(panic) => Err(Error::Argument(format!("the job broke off: {panic}; please report this"))),
+            };
+            jobs.end(id, &keys, outcome);
+        });
+        Ok(id)
+    }
+
+    fn end(&self, id: JobId, keys: &[String], outcome: Result<Vec<(String, String)>, Error>) {
+        {
+            let mut table = self.lock();
+            for key in keys {
+                table.held.remove(key);
+            }
+            if let Some(entry) = table.jobs.get_mut(&id) {
+                entry.ended = Some(Instant::now());
+                entry.info.ended_at = now();
+                match outcome {
+                    Ok(result) => {
+                        entry.info.state = JobState::Done;
+                        entry.info.result.extend(result);
+                        tracing::info!(job = id, kind = entry.info.kind, subject = entry.info.subject, "done");
+                    }
+                    Err(error) => {
+                        let cancelled = error.kind() == ErrorKind::Cancelled;
+                        entry.info.state = if cancelled { JobState::Cancelled } else { JobState::Failed };
+                        tracing::warn!(job = id, kind = entry.info.kind, subject = entry.info.subject, %error, "failed");
+                        entry.info.error = Some((error.kind(), error.to_string()));
+                    }
+                }
+            }
+        }
+        self.tell(Change::JobChanged(id));
+        self.forget_old();
+    }
+}
+
+impl Job {
+    /// A new stage begins. How long the last one took goes into the result, so that a user sees where time goes.
+    pub fn stage(&self, stage: &str) {
+        let began = std::mem::replace(
+            &mut *self.stage_began.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+            Instant::now(),
+        );
+        self.jobs.change(self.id, |info| {
+            if !info.stage.is_empty() {
+                let seconds = format!("{:.1}", began.elapsed().as_secs_f64());
+                info.result.push((format!("seconds {}", info.stage), seconds));
+            }
+            info.stage = stage.to_owned();
+            (info.bytes_done, info.bytes_total, info.items_done, info.items_total) = (0, 0, 0, 0);
+        });
+        tracing::debug!(job = self.id, stage, "stage");
+    }
+
+    pub fn progress(&self, bytes: (u64, u64), items: (u64, u64)) {
+        self.jobs.change(self.id, |info| {
+            (info.bytes_done, info.bytes_total) = bytes;
+            (info.items_done, info.items_total) = items;
+        });
+    }
+
+    /// A line for people. Control characters are escaped here, once, since most lines come out of sandboxes.
+    pub fn log(&self, line: &str) {
+        let mut line: String = line.chars().flat_map(escape).collect();
+        if line.len() > LINE_MAX {
+            let mut end = LINE_MAX;
+            while !line.is_char_boundary(end) {
+                end -= 1;
+            }
+            line.truncate(end);
+            line.push('…');
+        }
+        let kept = self.jobs.with(self.id, |entry| {
+            if entry.log.len() == LOG_MAX {
+                entry.log.pop_front();
+            }
+            entry.log.push_back(line.clone());
+        });
+        if kept.is_ok() {
+            self.jobs.tell(Change::JobLog(self.id, line));
+        }
+    }
+
+    pub fn check(&self) -> Result<(), Error> {
+        if *self.cancel.borrow() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// Ready when the job is cancelled; for ever pending otherwise.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut cancel = self.cancel.clone();
+        async move {
+            if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    pub fn cancel_receiver(&self) -> watch::Receiver<bool> {
+        self.cancel.clone()
+    }
+}
+
+fn escape(character: char) -> impl Iterator<Item = char> {
+    let plain = !character.is_control() || character == '\t';
+    let escaped = (!plain).then(|| character.escape_default());
+    plain.then_some(character).into_iter().chain(escaped.into_iter().flatten())
+}

@@ -1,0 +1,311 @@
+//! Running sandboxes: starting `casemate-init`, finding it again, and throwaway ones for risky steps.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use casemate_sandbox::control::{Exec, ExitStatus, Reply, Request};
+use casemate_sandbox::plan::Plan;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::{Deserialize, Serialize};
+
+use crate::control::{self, Control, ControlError};
+use crate::error::Error;
+use crate::jobs::Job;
+use crate::workers::Workers;
+
+/// What is remembered of a running environment, so that the next daemon knows it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    pub pid: i32,
+    /// Field 22 of `/proc/PID/stat`, clock ticks since boot.
+    pub start_time: u64,
+    pub boot_id: String,
+}
+
+/// A running init.
+pub struct Sandbox {
+    /// Requests; one at a time.
+    pub control: tokio::sync::Mutex<Control>,
+    /// Notices.
+    pub watch: Control,
+    pub pidfd: OwnedFd,
+    pub linger: std::sync::atomic::AtomicBool,
+    /// nsfs inode numbers of the outer and inner user namespace.
+    pub user_namespaces: [u64; 2],
+}
+
+const STATE_FILE: &str = "state.toml";
+
+fn sandbox_error(name: &str) -> impl Fn(ControlError) -> Error + '_ {
+    move |error| Error::Sandbox { name: name.to_owned(), message: error.to_string() }
+}
+
+fn identity(pid: Pid) -> Result<Identity, Error> {
+    let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let stat = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    // The command, field 2, may hold anything, also blanks and brackets: count from its end.
+    let start_time = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(19))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| Error::Argument(format!("{path} has no start time")))?;
+    let boot = "/proc/sys/kernel/random/boot_id";
+    let boot_id = std::fs::read_to_string(boot).map_err(Error::io("read", boot))?.trim().to_owned();
+    Ok(Identity { pid: pid.as_raw_nonzero().get(), start_time, boot_id })
+}
+
+impl Sandbox {
+    /// Take up contact with the init whose socket is in `directory`. `id` is whom it must say it is.
+    pub async fn contact(directory: &Path, id: &str, name: &str) -> Result<Self, Error> {
+        let failed = sandbox_error(name);
+        let path = directory.join("control");
+        let control = Control::connect(&path).map_err(&failed)?;
+        let peer = control.peer().map_err(&failed)?;
+        let wrong = |message: String| Error::Sandbox { name: name.to_owned(), message };
+        let pidfd = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty())
+            .map_err(|errno| wrong(format!("its init {} is gone: {errno}", peer.pid.as_raw_nonzero())))?;
+        let (reply, _) = control.ask(&Request::Hello, &[]).await.map_err(&failed)?;
+        let Reply::Hello { id: found, linger, outer_user_namespace, inner_user_namespace, .. } = reply else {
+            return Err(wrong("init gave no greeting".to_owned()));
+        };
+        if found != id {
+            return Err(wrong(format!("another environment, {found:?}, answers on its socket")));
+        }
+        // Init answered after the pidfd was opened, so the pid was not used again in between.
+        let is = identity(peer.pid)?;
+        let recorded = directory.join(STATE_FILE);
+        match std::fs::read_to_string(&recorded) {
+            Ok(text) => {
+                let was: Identity = toml::from_str(&text).map_err(|error| wrong(format!("{}: {error}", recorded.display())))?;
+                if was != is {
+                    return Err(wrong(format!("{was:?} is on record, {is:?} answers")));
+                }
+            }
+            // The daemon that started it died before it wrote this down.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let text = toml::to_string(&is).map_err(|error| wrong(error.to_string()))?;
+                std::fs::write(&recorded, text).map_err(Error::io("write", &recorded))?;
+            }
+            Err(error) => return Err(Error::io("read", recorded)(error)),
+        }
+        let watch = Control::connect(&path).map_err(&failed)?;
+        watch.ask(&Request::Watch, &[]).await.map_err(&failed)?;
+        Ok(Self {
+            control: tokio::sync::Mutex::new(control),
+            watch,
+            pidfd,
+            linger: linger.into(),
+            user_namespaces: [outer_user_namespace, inner_user_namespace],
+        })
+    }
+
+    /// Ask for the end and see to it.
+    pub async fn stop(&self, timeout: Duration) {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let asked = self.control.lock().await.ask(&Request::Stop { timeout_ms }, &[]).await;
+        let grace = match asked {
+            Ok(_) => timeout + Duration::from_secs(2),
+            Err(_) => Duration::ZERO,
+        };
+        if tokio::time::timeout(grace, gone(&self.pidfd)).await.is_err() {
+            // ESRCH: it is gone already, which is what is wanted.
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            gone(&self.pidfd).await;
+        }
+    }
+}
+
+/// Until the process has ended: its pidfd becomes readable.
+pub async fn gone(pidfd: &OwnedFd) {
+    let Ok(copy) = pidfd.try_clone() else { return };
+    if let Ok(ready) = tokio::io::unix::AsyncFd::with_interest(copy, tokio::io::Interest::READABLE) {
+        let _ = ready.readable().await;
+    }
+}
+
+/// Start an init in `directory`, which is made anew, and take up contact with it.
+pub async fn start(workers: &Workers, plan: &Plan, directory: &Path, name: &str) -> Result<Sandbox, Error> {
+    clear(directory)?;
+    std::fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
+    let socket = control::bind(&directory.join("control")).map_err(sandbox_error(name))?;
+    let log_path = directory.join("init.log");
+    let log = File::options().create(true).append(true).open(&log_path).map_err(Error::io("make", &log_path))?;
+    let started = workers.start_init(plan, log.into(), socket, name).await;
+    let contact = match started {
+        Ok(()) => Sandbox::contact(directory, &plan.id, name).await,
+        Err(error) => Err(error),
+    };
+    if contact.is_err() {
+        clear(directory)?;
+    }
+    contact
+}
+
+/// Remove what is left of a sandbox that no longer runs.
+pub fn clear(directory: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(directory) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("remove", directory)(error)),
+    }
+}
+
+/// What a throwaway sandbox's command left.
+pub struct Outcome {
+    pub status: ExitStatus,
+    /// Standard output, whole.
+    pub output: Vec<u8>,
+    /// The last lines of standard error.
+    pub last_lines: Vec<String>,
+}
+
+pub struct Throwaway<'a> {
+    pub workers: &'a Workers,
+    pub runtime: &'a Path,
+    pub job: &'a Job,
+}
+
+impl Throwaway<'_> {
+    fn directory(&self, plan: &Plan) -> PathBuf {
+        self.runtime.join(&plan.id)
+    }
+
+    /// Set up the plan, run one command as the environment's root, and tear everything down. What it prints on standard
+    /// error goes to the job's log. Without a command the sandbox is set up and torn down, for what setting up does.
+    pub async fn run(&self, plan: &Plan, command: &[String], output_max: usize) -> Result<Outcome, Error> {
+        self.job.check()?;
+        let directory = self.directory(plan);
+        let sandbox = start(self.workers, plan, &directory, &plan.id).await?;
+        let outcome = if command.is_empty() {
+            Ok(Outcome { status: ExitStatus::Exit(0), output: Vec::new(), last_lines: Vec::new() })
+        } else {
+            tokio::select! {
+                outcome = self.session(&sandbox, &plan.id, command, output_max) => outcome,
+                () = self.job.cancelled() => Err(Error::Cancelled),
+            }
+        };
+        sandbox.stop(Duration::ZERO).await;
+        clear(&directory)?;
+        outcome
+    }
+
+    async fn session(&self, sandbox: &Sandbox, id: &str, command: &[String], output_max: usize) -> Result<Outcome, Error> {
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Error::sys("make", "a pipe"));
+        let null = File::open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
+        let ((output, output_in), (errors, errors_in), (status, status_in)) = (pipe()?, pipe()?, pipe()?);
+        let request = Request::Exec(Exec {
+            session: 1,
+            command: command.to_vec(),
+            environment: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into(), "HOME=/root".into(), "TERM=dumb".into()],
+            directory: "/".into(),
+            directory_optional: false,
+            root: true,
+            terminal: None,
+        });
+        let descriptors = [null.as_fd(), output_in.as_fd(), errors_in.as_fd(), status_in.as_fd()];
+        sandbox.control.lock().await.ask(&request, &descriptors).await.map_err(sandbox_error(id))?;
+        drop((output_in, errors_in, status_in));
+        let job = self.job;
+        let mut last_lines = std::collections::VecDeque::new();
+        let (output, errors, status) = tokio::join!(
+            read_all(output, output_max),
+            read_lines(errors, |line| {
+                job.log(line);
+                if last_lines.len() == 8 {
+                    last_lines.pop_front();
+                }
+                last_lines.push_back(line.to_owned());
+            }),
+            read_all(status, 64),
+        );
+        errors?;
+        let status = parse_status(&status?).ok_or_else(|| Error::Sandbox {
+            name: id.to_owned(),
+            message: "init was killed before the command ended".to_owned(),
+        })?;
+        Ok(Outcome { status, output: output?, last_lines: last_lines.into() })
+    }
+}
+
+/// `exit N` or `signal N`, one line.
+pub fn parse_status(bytes: &[u8]) -> Option<ExitStatus> {
+    let line = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
+    match line.split_once(' ')? {
+        ("exit", code) => Some(ExitStatus::Exit(code.parse().ok()?)),
+        ("signal", number) => Some(ExitStatus::Signal(number.parse().ok()?)),
+        _ => None,
+    }
+}
+
+fn receiver(descriptor: OwnedFd) -> Result<tokio::net::unix::pipe::Receiver, Error> {
+    tokio::net::unix::pipe::Receiver::from_owned_fd(descriptor).map_err(Error::io("read", "a pipe"))
+}
+
+/// All of a pipe; more than `max` bytes is an error, and the writer then gets SIGPIPE.
+async fn read_all(descriptor: OwnedFd, max: usize) -> Result<Vec<u8>, Error> {
+    use tokio::io::AsyncReadExt;
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    receiver(descriptor)?.take(limit).read_to_end(&mut bytes).await.map_err(Error::io("read", "a pipe"))?;
+    if bytes.len() > max {
+        return Err(Error::Package { message: format!("a command printed more than {max} bytes") });
+    }
+    Ok(bytes)
+}
+
+async fn read_lines(descriptor: OwnedFd, mut each: impl FnMut(&str)) -> Result<(), Error> {
+    use tokio::io::AsyncReadExt;
+    let mut pipe = receiver(descriptor)?;
+    let mut pending = Vec::new();
+    let mut block = vec![0; 16 << 10];
+    loop {
+        let count = pipe.read(&mut block).await.map_err(Error::io("read", "a pipe"))?;
+        pending.extend_from_slice(&block[..count]);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            each(&String::from_utf8_lossy(&pending[..end]));
+            pending.drain(..=end);
+        }
+        // A line without end is cut, or it would eat the daemon's memory.
+        if count == 0 || pending.len() > 64 << 10 {
+            if !pending.is_empty() {
+                each(&String::from_utf8_lossy(&pending));
+                pending.clear();
+            }
+            if count == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A sealed copy of init in memory: neither an upgrade nor anything inside can change what runs.
+pub fn sealed(path: &Path) -> Result<OwnedFd, Error> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(Error::io("read", path))?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = rustix::fs::memfd_create("casemate-init", flags).map_err(Error::sys("copy", path))?;
+    let mut file = File::from(memory.try_clone().map_err(Error::io("copy", path))?);
+    std::io::Write::write_all(&mut file, &bytes).map_err(Error::io("copy", path))?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&memory, seals).map_err(Error::sys("seal", path))?;
+    Ok(memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_one_whole_line() {
+        assert_eq!(parse_status(b"exit 3\n"), Some(ExitStatus::Exit(3)));
+        assert_eq!(parse_status(b"signal 15\n"), Some(ExitStatus::Signal(15)));
+        for broken in [&b""[..], b"exit 3", b"exit\n", b"exit x\n", b"gone 1\n"] {
+            assert_eq!(parse_status(broken), None);
+        }
+    }
+}

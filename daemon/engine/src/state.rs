@@ -1,0 +1,93 @@
+//! The states of an environment and the one table of legal steps between them.
+
+use std::fmt;
+
+use crate::api::State;
+use crate::error::Error;
+
+/// What is asked of an environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Build,
+    Start,
+    Stop,
+    Destroy,
+}
+
+impl Step {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Build => "be built",
+            Self::Start => "be started",
+            Self::Stop => "be stopped",
+            Self::Destroy => "be destroyed",
+        }
+    }
+}
+
+/// The table. A step that is not in it is refused.
+///
+/// ```text
+/// defined ── build ──▶ built ── start ──▶ running
+///                        ▲ └─ build         │
+///                        └───── stop ───────┘
+/// ```
+///
+/// `paused`, `frozen` and `archived` are entered by steps that are not built yet; a record that holds them is kept.
+const STEPS: &[(State, Step, State)] = &[
+    (State::Defined, Step::Build, State::Built),
+    (State::Built, Step::Build, State::Built),
+    (State::Built, Step::Start, State::Running),
+    (State::Running, Step::Start, State::Running),
+    (State::Running, Step::Stop, State::Built),
+    (State::Built, Step::Stop, State::Built),
+    (State::Defined, Step::Destroy, State::Defined),
+    (State::Built, Step::Destroy, State::Defined),
+];
+
+pub fn step(name: &str, from: State, step: Step) -> Result<State, Error> {
+    STEPS.iter().find(|(state, with, _)| *state == from && *with == step).map(|(_, _, to)| *to).ok_or_else(|| {
+        let remedy = match from {
+            State::Running => "stop it first (`casemate stop`)",
+            State::Defined => "build it first (`casemate build`)",
+            State::Paused => "unpause it first",
+            State::Frozen => "thaw it first",
+            State::Archived => "unarchive it first",
+            State::Built => "see `casemate show`",
+        };
+        Error::Transition { name: name.to_owned(), from, action: step.verb(), remedy }
+    })
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Defined => "defined",
+            Self::Built => "built",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Frozen => "frozen",
+            Self::Archived => "archived",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_environment_is_neither_built_nor_destroyed() {
+        for with in [Step::Build, Step::Destroy] {
+            let error = step("demo", State::Running, with).expect_err("illegal");
+            assert_eq!(error.kind(), crate::ErrorKind::IllegalTransition);
+            assert!(error.to_string().contains("\"demo\" is running"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_defined_environment_does_not_start() {
+        let error = step("demo", State::Defined, Step::Start).expect_err("illegal");
+        assert!(error.to_string().contains("casemate build"), "{error}");
+    }
+}
