@@ -1,0 +1,175 @@
+//! `casemate-unpack`: from an archive to a tree, judging before touching.
+//!
+//! Pass 1 decompresses the archive, once, into the spool, an unlinked file, and judges every member as it goes by
+//! ([`judge`]); the first bad one refuses the archive while the directory is still empty. Pass 2 extracts from the spool
+//! ([`extract`]), pass 3 gives the directories their attributes. What is judged is so what is extracted, and a source that
+//! changes meanwhile changes nothing.
+//!
+//! Nothing is synced here: that is `casemate-tree`'s, once for all.
+
+mod acl;
+pub mod deb;
+pub mod decode;
+pub mod error;
+pub mod extract;
+pub mod judge;
+pub mod sparse;
+pub mod spool;
+pub mod tar;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use casemate_worker::protocol::{Failure, UnpackLimits, UnpackRequest, UnpackResult};
+use rustix::fd::OwnedFd;
+
+use decode::{Chunks, Slice};
+use error::{Error, Result};
+use extract::Extractor;
+use judge::{Judge, Source};
+use spool::{Spooled, Tee};
+use tar::{Kind, TarReader};
+
+/// One archive in the spool.
+struct Archive<'a> {
+    name: &'a str,
+    start: u64,
+    end: u64,
+}
+
+/// Unpack `input` into the empty directory `root`. `progress` gets bytes and members done, each pass from 0 on.
+pub fn work(
+    root: OwnedFd,
+    input: File,
+    spool: File,
+    request: &UnpackRequest,
+    progress: &mut dyn FnMut(u64, u64),
+) -> std::result::Result<UnpackResult, Failure> {
+    let input = Arc::new(input);
+    let spool = Arc::new(spool);
+    let (source, limits) = match request {
+        UnpackRequest::Image { limits } => (Source::Image, limits),
+        UnpackRequest::Packages { limits, .. } => (Source::Packages, limits),
+    };
+    let mut judge = Judge::new(source, *limits);
+    let mut archives: Vec<Archive<'_>> = Vec::new();
+    let mut add = |name, slice: Result<Slice>| {
+        let start = archives.last().map_or(0, |archive: &Archive<'_>| archive.end);
+        let end = slice
+            .and_then(|slice| judge_one(slice, &mut judge, &spool, start, limits, progress))
+            .map_err(|error| error.failure(name))?;
+        archives.push(Archive { name, start, end });
+        Ok(())
+    };
+    match request {
+        UnpackRequest::Image { .. } => {
+            let size =
+                input.metadata().map_err(|e| Error::io("look at the archive")(e).failure("archive"))?.len();
+            add("archive", Slice::new(input, 0, size))?;
+        }
+        UnpackRequest::Packages { items, .. } => {
+            for item in items {
+                add(&item.name, Slice::new(input.clone(), item.offset, item.length).and_then(deb::data))?;
+            }
+        }
+    }
+    let bytes = archives.last().map_or(0, |archive| archive.end);
+    if judge.devices > 0 {
+        eprintln!("{} device nodes below dev/ were passed over", judge.devices);
+    }
+
+    let general = |error: Error| error.failure(archives.first().map_or("archive", |archive| archive.name));
+    let mut extractor = Extractor::new(root, source).map_err(general)?;
+    extractor.merge(judge.merged()).map_err(general)?;
+    let mut members = 0;
+    for archive in &archives {
+        extract_one(archive, &judge, &mut extractor, &spool, &mut |position| {
+            members += 1;
+            progress(position, members);
+        })
+        .map_err(|error| error.failure(archive.name))?;
+    }
+    for archive in &archives {
+        finish_one(archive, &mut judge, &mut extractor, &spool)
+            .map_err(|error| error.failure(archive.name))?;
+    }
+    if judge.implied(b"") {
+        extractor.finish(b"", None).map_err(general)?;
+    }
+    Ok(UnpackResult { members: judge.members, bytes })
+}
+
+/// Pass 1. Returns where the archive ends in the spool.
+fn judge_one(
+    slice: Slice,
+    judge: &mut Judge,
+    spool: &Arc<File>,
+    start: u64,
+    limits: &UnpackLimits,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<u64> {
+    judge.next_package();
+    let chunks = Chunks::start(slice, limits, start)?;
+    let mut reader = TarReader::new(Tee::new(chunks, spool.clone(), start));
+    let before = judge.members;
+    while let Some(member) = reader.next()? {
+        if let Some(item) = judge.item(member)? {
+            judge.admit(&item)?;
+        }
+        progress(reader.input().end, judge.members);
+    }
+    if judge.members == before {
+        return Err(Error::archive("it is empty"));
+    }
+    Ok(reader.finish()?.end)
+}
+
+fn extract_one(
+    archive: &Archive<'_>,
+    judge: &Judge,
+    extractor: &mut Extractor,
+    spool: &Arc<File>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let mut reader = TarReader::new(Spooled::new(spool.clone(), archive.start, archive.end));
+    while let Some(member) = reader.next()? {
+        if let Some(item) = judge.item(member)? {
+            extractor.extract(&item, &mut reader)?;
+        }
+        progress(reader.input().position());
+    }
+    Ok(())
+}
+
+/// Pass 3.
+fn finish_one(
+    archive: &Archive<'_>,
+    judge: &mut Judge,
+    extractor: &mut Extractor,
+    spool: &Arc<File>,
+) -> Result<()> {
+    let mut reader = TarReader::new(Spooled::new(spool.clone(), archive.start, archive.end));
+    let mut last_parent: Option<Vec<u8>> = None;
+    while let Some(member) = reader.next()? {
+        let Some(item) = judge.item(member)? else { continue };
+        let parent = item.path.iter().rposition(|&b| b == b'/').map_or(&b""[..], |slash| &item.path[..slash]);
+        if last_parent.as_deref() != Some(parent) {
+            // Directories that no member describes.
+            let ends = (1..=parent.len()).filter(|&end| end == parent.len() || parent[end] == b'/');
+            for prefix in ends.map(|end| &parent[..end]) {
+                if judge.implied(prefix) {
+                    judge.finish(prefix);
+                    extractor.finish(prefix, None)?;
+                }
+            }
+            last_parent = Some(parent.to_vec());
+        }
+        if item.member.kind == Kind::Directory {
+            // In packages, the first one to describe a directory decides, as with dpkg.
+            if judge.finish(&item.path) {
+                extractor.finish(&item.path, Some(&item.member))?;
+            }
+        }
+    }
+    Ok(())
+}
