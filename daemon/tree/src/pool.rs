@@ -47,11 +47,10 @@ impl<'a, J: Send + Sync, R: Clone + Send> Pool<'a, J, R> {
             std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).clamp(1, 15));
         std::thread::scope(|scope| {
             let _close = Close(&pool);
-            for number in 0..threads {
-                let spawned = std::thread::Builder::new()
-                    .name(format!("hash-{number}"))
-                    .stack_size(256 << 10)
-                    .spawn_scoped(scope, || pool.serve());
+            for _ in 0..threads {
+                // Without a name: to set it is a system call that no worker needs.
+                let spawned =
+                    std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, || pool.serve());
                 if spawned.is_err() {
                     // The main thread does it all, only slower.
                     break;

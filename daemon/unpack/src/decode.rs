@@ -168,8 +168,8 @@ impl Chunks {
                 }
             }
         };
+        // Without a name: to set it is a system call that no worker needs.
         std::thread::Builder::new()
-            .name("decode".to_owned())
             .stack_size(512 << 10)
             .spawn(decode)
             .map_err(Error::io("start the decoder's thread"))?;
