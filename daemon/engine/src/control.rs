@@ -2,7 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,7 +66,9 @@ impl Control {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed)?;
         let address = SocketAddrUnix::new(path).map_err(failed)?;
         rustix::net::connect(&socket, &address).map_err(failed)?;
-        Ok(Self { socket: AsyncFd::new(socket)? })
+        // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
+        let socket = unsafe { AsyncFd::register(socket) }.map_err(std::io::Error::from)?;
+        Ok(Self { socket })
     }
 
     pub fn peer(&self) -> Result<Peer, ControlError> {
@@ -163,9 +165,4 @@ impl Control {
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ControlError> {
     serde_json::from_slice(bytes).map_err(|error| ControlError::Nonsense(error.to_string()))
-}
-
-/// Borrow each.
-pub fn borrow<'a>(descriptors: &[&'a OwnedFd]) -> Vec<BorrowedFd<'a>> {
-    descriptors.iter().map(|descriptor| descriptor.as_fd()).collect()
 }

@@ -15,7 +15,7 @@ use casemate_worker::protocol::TreeRequest;
 
 use crate::api::{BuildRequest, Change, ExecRequest, ProcessInfo, Started, State, Streams};
 use crate::control::ControlError;
-use crate::downloads::{self, Expected};
+use crate::downloads::Expected;
 use crate::error::Error;
 use crate::jobs::{Job, now};
 use crate::records::{EnvironmentRecord, ReleaseRecord};
@@ -695,7 +695,7 @@ impl Inner {
 }
 
 fn expected(package: &casemate_manifest::LockedPackage) -> Expected {
-    downloads::Expected {
+    Expected {
         name: format!("package {} {}", package.name, package.version),
         size: package.size,
         sha256: package.sha256.clone(),

@@ -63,7 +63,7 @@ pub enum Error {
     #[error("{subject} failed verification: {message}; nothing of it was used. Try again later or with another mirror")]
     Verification { subject: String, message: String },
     #[error("{worker}: {kind}: {subject}: {message}")]
-    Worker { worker: &'static str, kind: WorkKind, subject: String, message: String },
+    Worker { worker: String, kind: WorkKind, subject: String, message: String },
     #[error("installing packages failed: {message}; the job's log (`casemate jobs`) has the whole output")]
     Package { message: String },
     #[error(transparent)]

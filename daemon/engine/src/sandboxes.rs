@@ -122,7 +122,9 @@ impl Sandbox {
 /// Until the process has ended: its pidfd becomes readable.
 pub async fn gone(pidfd: &OwnedFd) {
     let Ok(copy) = pidfd.try_clone() else { return };
-    if let Ok(ready) = tokio::io::unix::AsyncFd::with_interest(copy, tokio::io::Interest::READABLE) {
+    // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
+    let ready = unsafe { tokio::io::unix::AsyncFd::register_with_interest(copy, tokio::io::Interest::READABLE) };
+    if let Ok(ready) = ready {
         let _ = ready.readable().await;
     }
 }

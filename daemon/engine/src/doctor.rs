@@ -1,0 +1,72 @@
+//! What this machine has of what Casemate needs, and what to do where something is missing.
+
+use casemate_worker::ids::IdMode;
+
+use crate::Inner;
+use crate::api::Finding;
+
+fn finding(check: &str, severity: &str, detail: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { check: check.into(), severity: severity.into(), detail: detail.into(), remedy: remedy.into() }
+}
+
+fn read(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+pub async fn examine(inner: &Inner) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.push(match inner.workers.ids() {
+        IdMode::Range { uid_start, .. } => finding("ids", "ok", format!("a range of 65536 from {uid_start}"), ""),
+        IdMode::Single { reason, .. } => finding(
+            "ids",
+            "degraded",
+            "no range of subordinate ids: root inside is you outside, and files have one owner",
+            reason.clone(),
+        ),
+    });
+    findings.push(match read("/proc/sys/user/max_user_namespaces").as_deref() {
+        Some("0") => finding("user namespaces", "broken", "switched off", "as root: sysctl -w user.max_user_namespaces=15000"),
+        _ => match read("/proc/sys/kernel/unprivileged_userns_clone").as_deref() {
+            Some("0") => finding("user namespaces", "broken", "switched off", "as root: sysctl -w kernel.unprivileged_userns_clone=1"),
+            _ => finding("user namespaces", "ok", "there", ""),
+        },
+    });
+    if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
+        findings.push(finding(
+            "AppArmor",
+            "broken",
+            "user namespaces without a profile have no rights",
+            "as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or install a profile for casemate-init",
+        ));
+    }
+    let file_systems = read("/proc/filesystems").unwrap_or_default();
+    findings.push(if file_systems.lines().any(|line| line.ends_with("\toverlay")) {
+        finding("overlayfs", "ok", "in the kernel", "")
+    } else {
+        finding("overlayfs", "degraded", "not loaded yet", "as root: modprobe overlay")
+    });
+    let modules = read("/sys/kernel/security/lsm");
+    findings.push(match modules {
+        Some(list) if list.split(',').any(|name| name == "landlock") => finding("Landlock", "ok", "in force", ""),
+        Some(_) => finding("Landlock", "degraded", "not in force: one layer less around workers, no host network", "boot with lsm=landlock,…"),
+        None => finding("Landlock", "ok", "not told by this kernel; workers say at start which layers they have", ""),
+    });
+    let bundle = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+    findings.push(if bundle.iter().any(|path| std::path::Path::new(path).exists()) || !inner.settings.ssl_cert_file.is_empty() {
+        finding("certificates", "ok", "there", "")
+    } else {
+        finding("certificates", "broken", "no CA certificates: nothing can be fetched", "install the package ca-certificates")
+    });
+    findings.push(match inner.store.free_bytes() {
+        Ok(free) if free < 1 << 30 => finding("disk", "degraded", format!("{free} bytes free for the store"), "free some space"),
+        Ok(free) => finding("disk", "ok", format!("{} GiB free for the store", free >> 30), ""),
+        Err(error) => finding("disk", "broken", error.to_string(), "check the store's file system"),
+    });
+    for name in ["casemate-fetch", "casemate-index", "casemate-unpack", "casemate-tree"] {
+        let path = inner.settings.libexec.join(name);
+        if !path.is_file() {
+            findings.push(finding("workers", "broken", format!("{} is missing", path.display()), "install Casemate anew"));
+        }
+    }
+    findings
+}

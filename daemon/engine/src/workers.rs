@@ -1,0 +1,143 @@
+//! The workers as the engine uses them: which descriptors each gets, how long it may take, and what its failures mean.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use casemate_sandbox::plan::Plan;
+use casemate_store::Store;
+use casemate_worker::ids::IdMode;
+use casemate_worker::protocol::{
+    FailureKind, FetchRequest, FetchResult, IndexRequest, TreeRequest, TreeResult, UnpackRequest, UnpackResult,
+};
+use casemate_worker::spawn::{Limits, Progress, Spawner, Worker, WorkerError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::api::Settings;
+use crate::error::{Error, WorkKind};
+use crate::jobs::Job;
+use crate::sandboxes;
+
+/// Large images over slow lines take hours; a worker that works says so.
+const TRANSFER: Limits = Limits { time: Duration::from_secs(24 * 3600), silence: Duration::from_secs(180) };
+/// Decompressing, hashing and writing: bounded by the disk. One sync of a slow disk may be silent for minutes.
+const WORK: Limits = Limits { time: Duration::from_secs(6 * 3600), silence: Duration::from_secs(900) };
+/// Any input that a parser gets is decided quickly, or is an attack.
+const PARSE: Limits = Limits { time: Duration::from_secs(120), silence: Duration::from_secs(120) };
+
+pub struct Workers {
+    spawner: Spawner,
+    init: OwnedFd,
+    never: watch::Sender<bool>,
+}
+
+impl From<WorkerError> for Error {
+    fn from(error: WorkerError) -> Self {
+        let (worker, kind, subject, message) = match error {
+            WorkerError::Cancelled => return Self::Cancelled,
+            WorkerError::Failed { worker, failure } => {
+                let kind = match failure.kind {
+                    FailureKind::Verification => WorkKind::Verification,
+                    FailureKind::Stale => WorkKind::Stale,
+                    FailureKind::Refused | FailureKind::Limit => WorkKind::Refused,
+                    FailureKind::Network => WorkKind::Download,
+                    FailureKind::NotFound => WorkKind::NotFound,
+                    FailureKind::Full => WorkKind::Full,
+                    FailureKind::Io | FailureKind::Request => WorkKind::Failed,
+                };
+                (worker, kind, failure.subject, failure.message)
+            }
+            other => ("worker".to_owned(), WorkKind::Failed, "step".to_owned(), other.to_string()),
+        };
+        let plain = |text: String| text.chars().flat_map(char::escape_debug).collect::<String>().replace("\\'", "'").replace("\\\"", "\"");
+        Self::Worker { worker, kind, subject: plain(subject), message: plain(message) }
+    }
+}
+
+impl Workers {
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let ids = IdMode::detect(&settings.user_name, user, group);
+        if let IdMode::Single { reason, .. } = &ids {
+            tracing::warn!(reason, "no range of subordinate ids: environments have a single id");
+        }
+        let mut environment = Vec::new();
+        for (name, value) in [("SSL_CERT_FILE", &settings.ssl_cert_file), ("SSL_CERT_DIR", &settings.ssl_cert_dir)] {
+            if !value.is_empty() {
+                environment.push((name.to_owned(), value.clone()));
+            }
+        }
+        let init = sandboxes::sealed(&settings.libexec.join("casemate-init"))?;
+        let spawner = Spawner { libexec: settings.libexec.clone(), ids, environment };
+        Ok(Self { spawner, init, never: watch::channel(false).0 })
+    }
+
+    pub fn ids(&self) -> &IdMode {
+        &self.spawner.ids
+    }
+
+    pub fn has_range(&self) -> bool {
+        matches!(self.spawner.ids, IdMode::Range { .. })
+    }
+
+    async fn run<Q: Serialize, R: DeserializeOwned>(
+        &self,
+        worker: Worker,
+        job: Option<&Job>,
+        request: &Q,
+        descriptors: Vec<OwnedFd>,
+        limits: Limits,
+    ) -> Result<R, Error> {
+        let mut progress = |progress: Progress| {
+            if let Some(job) = job {
+                job.progress((progress.bytes, progress.bytes_total), (progress.items, progress.items_total));
+            }
+        };
+        let cancel = job.map_or_else(|| self.never.subscribe(), Job::cancel_receiver);
+        Ok(self.spawner.run(worker, request, descriptors, limits, &mut progress, cancel).await?)
+    }
+
+    pub async fn fetch(&self, job: &Job, request: &FetchRequest, output: OwnedFd) -> Result<FetchResult, Error> {
+        let result: FetchResult = self.run(Worker::Fetch, Some(job), request, vec![output], TRANSFER).await?;
+        if result.items.len() != request.items.len() {
+            return Err(Error::Argument("casemate-fetch told of another number of items than it was given".into()));
+        }
+        Ok(result)
+    }
+
+    pub async fn index<R: DeserializeOwned>(
+        &self,
+        job: &Job,
+        request: &IndexRequest,
+        mut descriptors: Vec<OwnedFd>,
+    ) -> Result<R, Error> {
+        if descriptors.len() == 1 {
+            // Its profile has two; for an InRelease there is nothing to write.
+            let null = std::fs::File::options().write(true).open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
+            descriptors.push(null.into());
+        }
+        self.run(Worker::Index, Some(job), request, descriptors, PARSE).await
+    }
+
+    pub async fn unpack(&self, job: &Job, request: &UnpackRequest, descriptors: Vec<OwnedFd>) -> Result<UnpackResult, Error> {
+        self.run(Worker::Unpack, Some(job), request, descriptors, WORK).await
+    }
+
+    pub async fn tree(&self, job: Option<&Job>, store: &Store, request: &TreeRequest) -> Result<TreeResult, Error> {
+        use rustix::fs::{Mode, OFlags};
+        // A descriptor of its own: the store's may be a path only.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(store.root(), flags, Mode::empty()).map_err(Error::sys("open", store.root()))?;
+        self.run(Worker::Tree, job, request, vec![directory], WORK).await
+    }
+
+    pub async fn start_init(&self, plan: &Plan, log: OwnedFd, socket: OwnedFd, name: &str) -> Result<(), Error> {
+        let failed = |message: String| Error::Sandbox { name: name.to_owned(), message };
+        let text = serde_json::to_vec(plan).map_err(|error| failed(error.to_string()))?;
+        self.spawner.start_init(&self.init, &text, log, vec![socket]).await.map_err(|error| match error {
+            WorkerError::Failed { failure, .. } => failed(failure.message),
+            other => failed(other.to_string()),
+        })
+    }
+}

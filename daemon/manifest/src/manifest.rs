@@ -1,0 +1,350 @@
+//! `casemate.toml`. Every section refuses unknown keys; what is known but not built yet is parsed, and named by
+//! [`Manifest::unsupported`], so that a manifest of a later version, or of Karapace, is refused for what it asks, not for
+//! how it is written.
+
+use std::collections::BTreeMap;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::locate;
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ManifestError {
+    #[error("casemate.toml, line {line}, column {column}: {message}")]
+    Syntax { line: usize, column: usize, message: String },
+    #[error("casemate.toml: manifest_version is {0}; this Casemate reads version 1")]
+    Version(u32),
+    #[error("casemate.toml: [base] needs either release or image, and not both")]
+    Base,
+    #[error("casemate.toml: {key}: {value:?} {rule}")]
+    Value { key: String, value: String, rule: &'static str },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub manifest_version: u32,
+    pub base: Base,
+    #[serde(default)]
+    pub system: System,
+    #[serde(default)]
+    pub gui: Gui,
+    #[serde(default)]
+    pub hardware: Hardware,
+    /// Name → mount. Names are for people.
+    #[serde(default)]
+    pub mounts: BTreeMap<String, Mount>,
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    #[serde(default)]
+    pub runtime: Runtime,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// `debian/bookworm`, or the name of an imported release.
+    pub release: Option<String>,
+    pub image: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct System {
+    /// `name` or `name=version`.
+    #[serde(default)]
+    pub packages: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gui {
+    #[serde(default)]
+    pub apps: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hardware {
+    #[serde(default)]
+    pub gpu: bool,
+    #[serde(default)]
+    pub audio: bool,
+}
+
+/// `source:target`, `source:target:ro` or `source:target:rw`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mount {
+    pub source: String,
+    pub target: String,
+    pub read_only: bool,
+}
+
+impl<'de> Deserialize<'de> for Mount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let (rest, read_only) = match (text.strip_suffix(":ro"), text.strip_suffix(":rw")) {
+            (Some(rest), _) => (rest, true),
+            (_, Some(rest)) => (rest, false),
+            _ => (text.as_str(), false),
+        };
+        let (source, target) = rest
+            .rsplit_once(':')
+            .ok_or_else(|| D::Error::custom(format!("{text:?} is no mount; write \"SOURCE:TARGET\" or \"SOURCE:TARGET:ro\"")))?;
+        let bad = |what: &str| Err(D::Error::custom(format!("mount {text:?}: {what}")));
+        if source.is_empty() || text.contains(|c: char| c.is_control()) {
+            return bad("the source is empty, or there are control characters in it");
+        }
+        let plain = target.starts_with('/')
+            && target.len() > 1
+            && target[1..].split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        if !plain {
+            return bad("the target must be an absolute path without `.`, `..` or doubled slashes, and not `/`");
+        }
+        for taken in ["/proc", "/sys", "/dev", "/run", "/etc"] {
+            if target == taken || (target.starts_with(&format!("{taken}/")) && taken != "/etc") {
+                return bad("the target is the sandbox's own; choose another one");
+            }
+        }
+        Ok(Self { source: source.to_owned(), target: target.to_owned(), read_only })
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// Loopback alone. The default until `private` is there.
+    #[default]
+    None,
+    Private,
+    Host,
+}
+
+impl Network {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Private => "private",
+            Self::Host => "host",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runtime {
+    /// `namespace`, or `oci`.
+    pub backend: Option<String>,
+    #[serde(default)]
+    pub network: Network,
+    #[serde(default)]
+    pub resource_limits: ResourceLimits,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourceLimits {
+    /// MiB.
+    pub memory_limit_mb: Option<u64>,
+    /// 1 to 10,000; 1,024 is the share of one who asks for nothing.
+    pub cpu_shares: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl ResourceLimits {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Something a manifest may say but this version can't do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    pub key: String,
+    pub reason: String,
+}
+
+fn package_name(text: &str) -> bool {
+    let (name, version) = text.split_once('=').map_or((text, None), |(name, version)| (name, Some(version)));
+    let name_is_good = name.len() >= 2
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c));
+    let version_is_good = version.is_none_or(|version| {
+        !version.is_empty()
+            && version.starts_with(|c: char| c.is_ascii_digit())
+            && version.chars().all(|c| c.is_ascii_alphanumeric() || ".+-:~".contains(c))
+    });
+    name_is_good && version_is_good
+}
+
+pub(crate) fn variable_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+impl Manifest {
+    pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        let manifest: Self = toml::from_str(text).map_err(|error| {
+            let (line, column, message) = locate(text, &error);
+            ManifestError::Syntax { line, column, message }
+        })?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        if self.manifest_version != 1 {
+            return Err(ManifestError::Version(self.manifest_version));
+        }
+        if self.base.release.is_some() == self.base.image.is_some() {
+            return Err(ManifestError::Base);
+        }
+        let bad = |key: &str, value: &str, rule| {
+            Err(ManifestError::Value { key: key.to_owned(), value: value.to_owned(), rule })
+        };
+        for package in &self.system.packages {
+            if !package_name(package) {
+                return bad("system.packages", package, "is no package name (lower case, digits, + - .; `name=version` pins one)");
+            }
+        }
+        for (name, value) in &self.environment {
+            if !variable_name(name) {
+                return bad("environment", name, "is no variable name");
+            }
+            if value.contains(['\0', '\n', '\x1b']) {
+                return bad(&format!("environment.{name}"), value, "holds NUL, newline or escape");
+            }
+        }
+        let mut targets: Vec<&str> = self.mounts.values().map(|mount| mount.target.as_str()).collect();
+        targets.sort_unstable();
+        if let Some(twice) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
+            return bad("mounts", twice[0], "is the target of two mounts");
+        }
+        match self.runtime.backend.as_deref() {
+            None | Some("namespace" | "oci") => Ok(()),
+            Some(other) => bad("runtime.backend", other, "is no backend; choose \"namespace\" or \"oci\""),
+        }
+    }
+
+    /// What this version can't do, in the order of the sections. Resource limits are not in here: policy judges them
+    /// first.
+    pub fn unsupported(&self) -> Vec<Unsupported> {
+        let mut found = Vec::new();
+        let mut add = |present: bool, key: &str, reason: &str| {
+            if present {
+                found.push(Unsupported { key: key.to_owned(), reason: reason.to_owned() });
+            }
+        };
+        add(self.base.image.is_some(), "base.image", "only releases can be the base so far");
+        add(!self.gui.apps.is_empty(), "gui.apps", "applications are not exported yet");
+        add(self.hardware.gpu, "hardware.gpu", "devices are not granted yet");
+        add(self.hardware.audio, "hardware.audio", "devices are not granted yet");
+        add(self.runtime.backend.as_deref() == Some("oci"), "runtime.backend", "only \"namespace\" is there so far");
+        add(
+            self.runtime.network == Network::Private,
+            "runtime.network",
+            "\"private\" is not there yet; choose \"none\" or \"host\"",
+        );
+        found
+    }
+
+    /// BLAKE3 of the meaning: comments, order and layout do not change it.
+    pub fn digest(&self) -> String {
+        blake3::hash(self.canonical().as_bytes()).to_hex().to_string()
+    }
+
+    /// What the lock depends on: base and packages.
+    pub fn lock_digest(&self) -> String {
+        let mut packages = self.system.packages.clone();
+        packages.sort();
+        packages.dedup();
+        let base = self.base.release.as_deref().or(self.base.image.as_deref()).unwrap_or_default();
+        blake3::hash(format!("{base}\n{}\n", packages.join("\n")).as_bytes()).to_hex().to_string()
+    }
+
+    fn canonical(&self) -> String {
+        // A structure of strings, numbers and maps always has a form in TOML; its sections are sorted.
+        toml::to_string(self).unwrap_or_else(|_| format!("{self:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = r#"
+manifest_version = 1
+[base]
+release = "debian/bookworm"
+[system]
+packages = ["git", "jq=1.6-2.1"]
+[gui]
+apps = []
+[hardware]
+gpu = false
+audio = false
+[mounts]
+workspace = "./:/workspace"
+[environment]
+EDITOR = "vi"
+[runtime]
+backend = "namespace"
+network = "host"
+[runtime.resource_limits]
+memory_limit_mb = 2048
+cpu_shares = 512
+"#;
+
+    fn error(text: &str) -> String {
+        Manifest::parse(text).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn the_example_of_design_md() {
+        let manifest = Manifest::parse(FULL).expect("good");
+        assert_eq!(manifest.mounts["workspace"].source, "./");
+        assert_eq!(manifest.runtime.resource_limits.memory_limit_mb, Some(2048));
+        assert!(manifest.unsupported().is_empty());
+    }
+
+    #[test]
+    fn layout_and_comments_do_not_change_the_digest() {
+        let other = FULL.replace("[gui]\napps = []\n", "# nothing\n").replace("\"git\", ", "\"git\",   ");
+        assert_eq!(Manifest::parse(FULL).expect("good").digest(), Manifest::parse(&other).expect("good").digest());
+        let changed = FULL.replace("vi", "ed");
+        assert_ne!(Manifest::parse(FULL).expect("good").digest(), Manifest::parse(&changed).expect("good").digest());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_place_and_nearest_key() {
+        assert_eq!(
+            error("manifest_version = 1\n[base]\nrelase = \"debian/bookworm\"\n"),
+            "casemate.toml, line 3, column 1: unknown field `relase`, expected `release` or `image`; did you mean `release`?"
+        );
+        assert!(error("manifest_version = 1\n[base]\nrelease=\"a/b\"\n[sytem]\n").contains("did you mean `system`?"));
+        assert!(error(&FULL.replace("cpu_shares", "cpu_share")).contains("line 21, column 1"), "{}", error(&FULL.replace("cpu_shares", "cpu_share")));
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for (from, to) in [
+            ("manifest_version = 1", "manifest_version = 2"),
+            ("\"git\"", "\"--allow-unauthenticated\""),
+            ("\"git\"", "\"Git\""),
+            ("./:/workspace", "./:workspace"),
+            ("./:/workspace", "./:/a/../etc"),
+            ("./:/workspace", "./:/proc/self"),
+            ("./:/workspace", ":/x"),
+            ("\"vi\"", "\"a\\nb\""),
+            ("EDITOR", "\"ED=X\""),
+            ("release = ", "image = \"x\"\nrelease = "),
+            ("\"namespace\"", "\"chroot\""),
+            ("2048", "\"2048\""),
+        ] {
+            let text = FULL.replace(from, to);
+            assert!(Manifest::parse(&text).is_err(), "{from} → {to}");
+        }
+    }
+}

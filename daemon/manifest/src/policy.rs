@@ -1,0 +1,243 @@
+//! `policy.toml`: what manifests may ask for. The defaults are DESIGN.md's.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::locate;
+use crate::manifest::ResourceLimits;
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("line {line}, column {column}: {message}")]
+pub struct PolicyError {
+    line: usize,
+    column: usize,
+    message: String,
+}
+
+/// What policy refuses, and what to change.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Refusal {
+    #[error("mount of {requested:?} ({resolved}) denied: {reason}; to allow it, change [mounts] in policy.toml")]
+    MountDenied { requested: String, resolved: String, reason: String },
+    #[error("variable {name} denied: {reason}; remove it from the manifest")]
+    VariableDenied { name: String, reason: &'static str },
+    #[error("{key} = {asked} is above the {bound} that policy allows; lower it, or raise {key} in policy.toml, [resource_limits]")]
+    ResourceLimitExceeded { key: &'static str, asked: u64, bound: u64 },
+    #[error("device {name:?} denied; to allow it, add it to [devices] in policy.toml")]
+    DeviceDenied { name: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    mounts: Mounts,
+    devices: Devices,
+    variables: Variables,
+    resource_limits: Bounds,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Mounts {
+    /// Absolute directories below which absolute sources may lie.
+    allowed: Vec<PathBuf>,
+    /// Relative to the user's home.
+    denied_in_home: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Devices {
+    allowed: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Variables {
+    denied: Vec<String>,
+}
+
+/// Upper bounds. The defaults are beyond any machine this runs on, so that only a slip of the pen meets them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Bounds {
+    memory_limit_mb: u64,
+    cpu_shares: u64,
+    pids: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mounts: Mounts::default(),
+            devices: Devices::default(),
+            variables: Variables::default(),
+            resource_limits: Bounds::default(),
+        }
+    }
+}
+
+impl Default for Mounts {
+    fn default() -> Self {
+        let paths = |list: &[&str]| list.iter().map(PathBuf::from).collect();
+        Self {
+            allowed: paths(&["/home", "/tmp"]),
+            denied_in_home: paths(&[
+                ".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".config/gcloud", ".netrc", ".pki",
+                ".password-store", ".local/share/keyrings", ".local/share/kwalletd", ".mozilla", ".thunderbird",
+                ".config/google-chrome", ".config/chromium", ".config/BraveSoftware", ".config/microsoft-edge",
+                ".config/vivaldi", ".config/opera", ".var/app", "snap",
+            ]),
+        }
+    }
+}
+
+impl Default for Variables {
+    fn default() -> Self {
+        let names = ["SSH_AUTH_SOCK", "GPG_AGENT_INFO", "AWS_SECRET_ACCESS_KEY", "DOCKER_HOST"];
+        Self { denied: names.map(str::to_owned).to_vec() }
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { memory_limit_mb: 1 << 20, cpu_shares: 10_000, pids: 65_536 }
+    }
+}
+
+/// A mount to be judged. All paths are resolved: the engine did that, by descriptors.
+#[derive(Debug, Clone, Copy)]
+pub struct MountQuestion<'a> {
+    /// As the manifest has it.
+    pub source: &'a str,
+    pub resolved: &'a Path,
+    /// Relative in the manifest and still beneath its directory once resolved.
+    pub is_beneath_manifest_directory: bool,
+    pub home: &'a Path,
+    /// Casemate's own: store, cache, runtime, configuration.
+    pub own_directories: &'a [PathBuf],
+}
+
+/// The loader and the shell read these before the program that they are meant for: they would run code of the manifest's
+/// choice with the rights of whatever is started.
+const LOADER: &[&str] = &["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_DEBUG_OUTPUT", "BASH_ENV", "ENV", "GCONV_PATH"];
+
+impl Policy {
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        toml::from_str(text).map_err(|error| {
+            let (line, column, message) = locate(text, &error);
+            PolicyError { line, column, message }
+        })
+    }
+
+    pub fn judge_mount(&self, question: &MountQuestion<'_>) -> Result<(), Refusal> {
+        let deny = |reason: String| {
+            Err(Refusal::MountDenied {
+                requested: question.source.to_owned(),
+                resolved: question.resolved.display().to_string(),
+                reason,
+            })
+        };
+        let path = question.resolved;
+        let denied = self.mounts.denied_in_home.iter().map(|denied| question.home.join(denied));
+        for denied in denied.chain(question.own_directories.iter().cloned()) {
+            if path.starts_with(&denied) {
+                return deny(format!("{} is kept out of environments", denied.display()));
+            }
+            if denied.starts_with(path) {
+                return deny(format!("it contains {}, which is kept out of environments", denied.display()));
+            }
+        }
+        let below = |root: &PathBuf| path.starts_with(root) && path != root;
+        if question.is_beneath_manifest_directory || self.mounts.allowed.iter().any(below) {
+            return Ok(());
+        }
+        let roots: Vec<String> = self.mounts.allowed.iter().map(|root| root.display().to_string()).collect();
+        deny(format!("absolute paths may lie below {} only", roots.join(" and ")))
+    }
+
+    pub fn judge_variables(&self, variables: &BTreeMap<String, String>) -> Result<(), Refusal> {
+        for name in variables.keys() {
+            let deny = |reason| Err(Refusal::VariableDenied { name: name.clone(), reason });
+            if self.variables.denied.contains(name) {
+                return deny("it leads to secrets of the host");
+            }
+            if LOADER.contains(&name.as_str()) {
+                return deny("it changes what every program loads");
+            }
+            if ["HOME", "USER", "LOGNAME", "SHELL", "XDG_RUNTIME_DIR"].contains(&name.as_str()) {
+                return deny("it is the environment's own");
+            }
+        }
+        Ok(())
+    }
+
+    pub fn judge_limits(&self, limits: &ResourceLimits) -> Result<(), Refusal> {
+        let bounds = &self.resource_limits;
+        for (key, asked, bound) in [
+            ("memory_limit_mb", limits.memory_limit_mb, bounds.memory_limit_mb),
+            ("cpu_shares", limits.cpu_shares, bounds.cpu_shares),
+            ("pids", limits.pids, bounds.pids),
+        ] {
+            if let Some(asked) = asked.filter(|asked| *asked > bound) {
+                return Err(Refusal::ResourceLimitExceeded { key, asked, bound });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn judge_device(&self, name: &str) -> Result<(), Refusal> {
+        if self.devices.allowed.iter().any(|allowed| allowed == name) {
+            return Ok(());
+        }
+        Err(Refusal::DeviceDenied { name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(resolved: &str, beneath: bool) -> Result<(), Refusal> {
+        let own = [PathBuf::from("/home/ann/.local/share/casemate")];
+        Policy::default().judge_mount(&MountQuestion {
+            source: resolved,
+            resolved: Path::new(resolved),
+            is_beneath_manifest_directory: beneath,
+            home: Path::new("/home/ann"),
+            own_directories: &own,
+        })
+    }
+
+    #[test]
+    fn mounts() {
+        for (path, beneath) in [("/home/ann/src", false), ("/tmp/x", false), ("/srv/project", true), ("/home/ann/.sshx", false)] {
+            assert_eq!(judge(path, beneath), Ok(()), "{path}");
+        }
+        for (path, beneath) in [
+            ("/home/ann/.ssh", false), ("/home/ann/.ssh/id", true), ("/home/ann", false), ("/home", false), ("/", true),
+            ("/etc", false), ("/homer/x", false), ("/home/ann/.local/share/casemate/objects", true), ("/home/ann/.local", true),
+            ("/home/ann/.mozilla/firefox", false), ("/tmp", false),
+        ] {
+            assert!(matches!(judge(path, beneath), Err(Refusal::MountDenied { .. })), "{path}");
+        }
+    }
+
+    #[test]
+    fn limits_and_variables_and_devices() {
+        let policy = Policy::parse("[resource_limits]\nmemory_limit_mb = 1024\n[devices]\nallowed = [\"kvm\"]\n").expect("good");
+        let limits = ResourceLimits { memory_limit_mb: Some(2048), ..ResourceLimits::default() };
+        assert_eq!(
+            policy.judge_limits(&limits),
+            Err(Refusal::ResourceLimitExceeded { key: "memory_limit_mb", asked: 2048, bound: 1024 })
+        );
+        assert!(policy.judge_device("kvm").is_ok());
+        assert!(policy.judge_device("gpu").is_err());
+        for name in ["SSH_AUTH_SOCK", "LD_PRELOAD", "HOME"] {
+            assert!(policy.judge_variables(&BTreeMap::from([(name.to_owned(), String::new())])).is_err(), "{name}");
+        }
+        assert!(Policy::parse("[mount]\n").expect_err("refused").to_string().contains("did you mean `mounts`?"));
+    }
+}

@@ -1,0 +1,122 @@
+//! The system call filters of sessions, compiled once. Default: ENOSYS. Allowed: [`crate::syscalls::ALLOWED`]. Denied with
+//! EPERM whatever that list says: [`DENIED`], and the argument conditions below.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+use crate::syscalls::ALLOWED;
+
+/// Denied by name, so that a program hears "not permitted", as it does elsewhere, and not "no such call".
+const DENIED: &[i64] = &[
+    // New namespaces and mounts: nested user namespaces are a way to kernel bugs (CVE-2022-0185).
+    libc::SYS_unshare, libc::SYS_setns, libc::SYS_mount, libc::SYS_umount2, libc::SYS_pivot_root, libc::SYS_mount_setattr,
+    libc::SYS_move_mount, libc::SYS_open_tree, libc::SYS_fsopen, libc::SYS_fsconfig, libc::SYS_fsmount, libc::SYS_fspick,
+    // Keyrings are not namespaced by container (CVE-2016-9962).
+    libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key,
+    // Large kernel interfaces with a history.
+    libc::SYS_bpf, libc::SYS_perf_event_open, libc::SYS_userfaultfd, libc::SYS_io_uring_setup, libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    // The machine's, not the environment's.
+    libc::SYS_kexec_load, libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module, libc::SYS_reboot,
+    libc::SYS_swapon, libc::SYS_swapoff, libc::SYS_acct, libc::SYS_quotactl, libc::SYS_settimeofday, libc::SYS_clock_settime,
+    libc::SYS_syslog, libc::SYS_vhangup, libc::SYS_lookup_dcookie, libc::SYS_nfsservctl, libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    // Handles reach files past any mount (the "shocker" attack).
+    libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at, libc::SYS_fanotify_init,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+];
+
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541c;
+
+pub struct Filters(Vec<BpfProgram>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the seccomp filter cannot be {step}: {message}")]
+pub struct FilterError {
+    step: &'static str,
+    message: String,
+}
+
+fn failed<E: std::fmt::Display>(step: &'static str) -> impl Fn(E) -> FilterError {
+    move |error| FilterError { step, message: error.to_string() }
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Result<BpfProgram, FilterError> {
+    let architecture = std::env::consts::ARCH.try_into().map_err(failed("compiled"))?;
+    SeccompFilter::new(rules, mismatch, matched, architecture)
+        .map_err(failed("built"))?
+        .try_into()
+        .map_err(|error: seccompiler::BackendError| failed("compiled")(error))
+}
+
+/// The low 32 bits of an argument, as the kernel takes ioctl numbers, families and flags: high bits hide nothing.
+fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, FilterError> {
+    let condition =
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(failed("built"))?;
+    SeccompRule::new(vec![condition]).map_err(failed("built"))
+}
+
+fn denied() -> Result<Rules, FilterError> {
+    let mut rules: Rules = DENIED.iter().map(|number| (*number, vec![])).collect();
+    let equal = |argument, values: &[u64]| -> Result<Vec<SeccompRule>, FilterError> {
+        values.iter().map(|value| when(argument, SeccompCmpOp::Eq, *value)).collect()
+    };
+    rules.insert(libc::SYS_ioctl, equal(1, &[TIOCSTI, TIOCLINUX])?);
+    let families = [libc::AF_ALG, libc::AF_VSOCK, libc::AF_KEY, libc::AF_PACKET, libc::AF_XDP, libc::AF_TIPC, libc::AF_RDS];
+    rules.insert(libc::SYS_socket, equal(0, &families.map(|family| family as u64))?);
+    let spaces = [
+        libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWPID, libc::CLONE_NEWNET, libc::CLONE_NEWIPC, libc::CLONE_NEWUTS,
+        libc::CLONE_NEWCGROUP,
+    ];
+    let flags: Result<Vec<_>, _> =
+        spaces.iter().map(|flag| when(0, SeccompCmpOp::MaskedEq(*flag as u32 as u64), *flag as u32 as u64)).collect();
+    rules.insert(libc::SYS_clone, flags?);
+    Ok(rules)
+}
+
+/// Calls that change owners, answered as done where one id is all there is: package managers then go on.
+const OWNERSHIP: &[i64] = &[
+    libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_setgroups,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+];
+
+impl Filters {
+    pub fn compile(deny_unix_sockets: bool, single: bool) -> Result<Self, FilterError> {
+        let denied = denied()?;
+        let mut known: Rules = ALLOWED.iter().map(|(number, _)| (*number, vec![])).collect();
+        known.extend(DENIED.iter().map(|number| (*number, vec![])));
+        let errno = |errno: i32| SeccompAction::Errno(errno as u32);
+        let mut programs = vec![
+            program(known, errno(libc::ENOSYS), SeccompAction::Allow)?,
+            program(denied, SeccompAction::Allow, errno(libc::EPERM))?,
+        ];
+        if deny_unix_sockets {
+            let unix = || when(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
+            let rules = [(libc::SYS_socket, vec![unix()?]), (libc::SYS_socketpair, vec![unix()?])];
+            programs.push(program(rules.into(), SeccompAction::Allow, errno(libc::EAFNOSUPPORT))?);
+        }
+        if single {
+            let rules = OWNERSHIP.iter().map(|number| (*number, vec![])).collect();
+            programs.push(program(rules, SeccompAction::Allow, errno(0))?);
+        }
+        // The last one applied is asked first, and applying is a call of its own.
+        Ok(Self(programs))
+    }
+
+    /// Bind this process to them; it needs `no_new_privs` or CAP_SYS_ADMIN in its user namespace.
+    pub fn apply(&self) -> Result<(), FilterError> {
+        self.0.iter().try_for_each(|program| seccompiler::apply_filter(program).map_err(failed("applied")))
+    }
+}

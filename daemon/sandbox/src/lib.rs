@@ -1,0 +1,3 @@
+//! The sandbox: a pure plan, the protocol of `casemate-init`, and (in `main.rs`) init itself.
+pub mod control;
+pub mod plan;

@@ -1,0 +1,380 @@
+//! The environment's mount tree, made by descriptor: nothing in the image is resolved but beneath its root, and no link
+//! in it is followed.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use casemate_sandbox::plan::{Mount, Network, Plan, Root, Source};
+use nix::mount::{MntFlags, MsFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use crate::InitError;
+use crate::sys;
+
+pub(crate) fn step<T, E: Into<io::Error>>(what: &str, result: Result<T, E>) -> Result<T, InitError> {
+    result.map_err(|error| InitError::Step { what: what.to_owned(), source: error.into() })
+}
+
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+fn open_path(at: impl AsFd, path: &str, more: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat2(at, path, OFlags::PATH | OFlags::CLOEXEC | more, Mode::empty(), resolve)
+}
+
+/// Open a source of the host and see that it is what the daemon judged.
+fn open_source(source: &Source) -> Result<OwnedFd, InitError> {
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let descriptor = step(&format!("open {:?}", source.path), open_path(CWD, &source.path, OFlags::empty(), resolve))?;
+    let stat = step("look at a source", rustix::fs::fstat(&descriptor))?;
+    if (stat.st_dev, stat.st_ino) != (source.inode.device, source.inode.inode) {
+        return Err(InitError::Swapped { path: source.path.clone() });
+    }
+    Ok(descriptor)
+}
+
+fn clone_tree(descriptor: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(descriptor, "", flags)
+}
+
+fn attach(mount: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags)
+}
+
+fn file_system(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, InitError> {
+    let make = || {
+        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (key, value) in options {
+            fsconfig_set_string(context.as_fd(), *key, *value)?;
+        }
+        fsconfig_create(context.as_fd())?;
+        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    step(&format!("make a {kind}"), make())
+}
+
+fn overlay(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd) -> Result<OwnedFd, InitError> {
+    let path = |descriptor: &OwnedFd| format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    let make = |one_by_one: bool| {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let context = context.as_fd();
+        if one_by_one {
+            for lower in lowers {
+                fsconfig_set_string(context, "lowerdir+", path(lower))?;
+            }
+        } else {
+            fsconfig_set_string(context, "lowerdir", lowers.iter().map(path).collect::<Vec<_>>().join(":"))?;
+        }
+        fsconfig_set_string(context, "upperdir", path(upper))?;
+        fsconfig_set_string(context, "workdir", path(work))?;
+        fsconfig_set_flag(context, "userxattr")?;
+        fsconfig_create(context)?;
+        fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
+    };
+    // `lowerdir+` came with Linux 6.7.
+    step("mount the overlay", make(true).or_else(|_| make(false)))
+}
+
+/// The root under construction.
+pub struct Tree {
+    root: OwnedFd,
+    /// Who owns what is made in the user's home.
+    home: (String, u32, u32),
+}
+
+impl Tree {
+    fn parts(path: &str) -> impl Iterator<Item = &str> {
+        path.split('/').filter(|part| !part.is_empty())
+    }
+
+    fn open(&self, path: &str, more: OFlags) -> Result<OwnedFd, Errno> {
+        let relative = path.trim_start_matches('/');
+        open_path(&self.root, if relative.is_empty() { "." } else { relative }, more, BENEATH)
+    }
+
+    fn own(&self, path: &str, name: &str, directory: &OwnedFd) -> Result<(), Errno> {
+        let (home, uid, gid) = &self.home;
+        if path.starts_with(&format!("{home}/")) {
+            let owner = (rustix::fs::Uid::from_raw(*uid), rustix::fs::Gid::from_raw(*gid));
+            rustix::fs::chownat(directory, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    }
+
+    /// Open a directory of the environment, made where it is missing, with its parents.
+    fn directory(&self, path: &str) -> Result<OwnedFd, InitError> {
+        let make = || {
+            let mut directory = self.open("", OFlags::DIRECTORY)?;
+            for name in Self::parts(path) {
+                let next = match open_path(&directory, name, OFlags::DIRECTORY, BENEATH) {
+                    Err(Errno::NOENT) => {
+                        rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755))?;
+                        self.own(path, name, &directory)?;
+                        open_path(&directory, name, OFlags::DIRECTORY, BENEATH)?
+                    }
+                    other => other?,
+                };
+                directory = next;
+            }
+            Ok::<_, Errno>(directory)
+        };
+        step(&format!("open the directory {path:?} inside (links are not followed)"), make())
+    }
+
+    /// Open a regular file of the environment as a mount point, made where it is missing. A link in its place goes.
+    fn file(&self, path: &str) -> Result<OwnedFd, InitError> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let directory = self.directory(parent)?;
+        let make = || {
+            match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => {
+                    rustix::fs::unlinkat(&directory, name, AtFlags::empty())?;
+                }
+                Ok(_) => return open_path(&directory, name, OFlags::NOFOLLOW, BENEATH),
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o644))?;
+            self.own(path, name, &directory)?;
+            open_path(&directory, name, OFlags::NOFOLLOW, BENEATH)
+        };
+        step(&format!("open the file {path:?} inside"), make())
+    }
+
+    fn mount(&self, mount: &OwnedFd, path: &str) -> Result<(), InitError> {
+        let target = self.directory(path)?;
+        step(&format!("mount {path}"), attach(mount, &target))
+    }
+
+    fn node(&self, name: &str) -> Result<(), InitError> {
+        let source = step("open a device", open_path(CWD, &format!("/dev/{name}"), OFlags::NOFOLLOW, ResolveFlags::NO_SYMLINKS))?;
+        let stat = step("look at a device", rustix::fs::fstat(&source))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
+            return Err(InitError::Swapped { path: format!("/dev/{name}") });
+        }
+        let tree = step("take a device", clone_tree(source.as_fd(), false))?;
+        let target = self.file(&format!("/dev/{name}"))?;
+        step("mount a device", attach(&tree, &target))
+    }
+
+    fn devices(&self, plan: &Plan) -> Result<(), InitError> {
+        let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        // 0755: with the default of 1777 fs.protected_regular keeps apt's `_apt` from writing /dev/null.
+        self.mount(&file_system("tmpfs", &[("mode", "0755"), ("size", "4m")], plain)?, "/dev")?;
+        for name in ["null", "zero", "full", "random", "urandom", "tty"] {
+            self.node(name)?;
+        }
+        let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
+        if matches!(plan.ids, casemate_sandbox::plan::Ids::Range { .. }) {
+            // Group `tty`, as everywhere.
+            options.push(("gid", "5"));
+        }
+        self.mount(&file_system("devpts", &options, plain)?, "/dev/pts")?;
+        let safe = plain | MountAttrFlags::MOUNT_ATTR_NODEV;
+        self.mount(&file_system("tmpfs", &[("mode", "1777")], safe)?, "/dev/shm")?;
+        self.mount(&file_system("mqueue", &[], safe)?, "/dev/mqueue")?;
+        let dev = self.directory("/dev")?;
+        for (target, name) in [
+            ("pts/ptmx", "ptmx"),
+            ("/proc/self/fd", "fd"),
+            ("/proc/self/fd/0", "stdin"),
+            ("/proc/self/fd/1", "stdout"),
+            ("/proc/self/fd/2", "stderr"),
+        ] {
+            step("make a link in /dev", rustix::fs::symlinkat(target, &dev, name))?;
+        }
+        Ok(())
+    }
+
+    /// Cover what is the machine's business: a file by /dev/null, a directory by an empty read-only tmpfs. The list is
+    /// runc's and podman's.
+    fn mask(&self) -> Result<(), InitError> {
+        const MASKED: &[&str] = &[
+            "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+            "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/dev/block",
+            "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/selinux",
+        ];
+        const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+        let null = step("open /dev/null", self.open("/dev/null", OFlags::NOFOLLOW))?;
+        for path in MASKED {
+            let target = match self.open(path, OFlags::NOFOLLOW) {
+                Ok(target) => target,
+                // Not every kernel has each; what it does not have need not be covered.
+                Err(Errno::NOENT) => continue,
+                Err(error) => return step(&format!("mask {path}"), Err(error)),
+            };
+            let stat = step("look at a path to mask", rustix::fs::fstat(&target))?;
+            let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                let safe = MountAttrFlags::MOUNT_ATTR_RDONLY
+                    | MountAttrFlags::MOUNT_ATTR_NOSUID
+                    | MountAttrFlags::MOUNT_ATTR_NODEV
+                    | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                file_system("tmpfs", &[("mode", "0555"), ("size", "4k"), ("nr_inodes", "2")], safe)?
+            } else {
+                step("take /dev/null", clone_tree(null.as_fd(), false))?
+            };
+            step(&format!("mask {path}"), attach(&cover, &target))?;
+        }
+        for path in READ_ONLY {
+            let target = match self.open(path, OFlags::NOFOLLOW) {
+                Ok(target) => target,
+                Err(Errno::NOENT) => continue,
+                Err(error) => return step(&format!("open {path}"), Err(error)),
+            };
+            let tree = step("take a path of /proc", clone_tree(target.as_fd(), true))?;
+            let attributes = sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
+            step("make a path of /proc read-only", sys::mount_setattr(tree.as_fd(), attributes, true))?;
+            step("mount a path of /proc", attach(&tree, &target))?;
+        }
+        Ok(())
+    }
+
+    fn runtime(&self, plan: &Plan) -> Result<(), InitError> {
+        let safe = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        self.mount(&file_system("tmpfs", &[("mode", "0755")], safe)?, "/run")?;
+        let user = format!("/run/user/{}", plan.user.uid);
+        for (path, mode) in [("/run/lock", 0o1777), (user.as_str(), 0o700)] {
+            self.directory(path)?;
+            let mode = Mode::from_raw_mode(mode);
+            step("set a mode in /run", rustix::fs::chmodat(&self.root, &path[1..], mode, AtFlags::empty()))?;
+        }
+        if matches!(plan.ids, casemate_sandbox::plan::Ids::Range { .. }) {
+            let owner = (rustix::fs::Uid::from_raw(plan.user.uid), rustix::fs::Gid::from_raw(plan.user.gid));
+            let chown = rustix::fs::chownat(&self.root, &user[1..], Some(owner.0), Some(owner.1), AtFlags::empty());
+            step("give the user their runtime directory", chown)?;
+        }
+        Ok(())
+    }
+
+    fn files(&self, plan: &Plan) -> Result<(), InitError> {
+        let dev = self.directory("/dev")?;
+        for file in &plan.files {
+            // A file of the private /dev that loses its name at once: only its mount is left.
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+            let made = rustix::fs::openat(&dev, ".file", flags, Mode::from_raw_mode(0o644));
+            let mut made = File::from(step("make a file of the plan", made)?);
+            step("write a file of the plan", made.write_all(file.content.as_bytes()))?;
+            let tree = step("take a file of the plan", clone_tree(made.as_fd(), false))?;
+            step("unlink a file of the plan", rustix::fs::unlinkat(&dev, ".file", AtFlags::empty()))?;
+            let attributes = sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
+            step("make a file read-only", sys::mount_setattr(tree.as_fd(), attributes, false))?;
+            let target = self.file(&file.path)?;
+            step(&format!("mount {}", file.path), attach(&tree, &target))?;
+        }
+        Ok(())
+    }
+
+    fn bind(&self, mount: &Mount, source: &OwnedFd) -> Result<(), InitError> {
+        let tree = step(&format!("take {:?}", mount.source.path), clone_tree(source.as_fd(), true))?;
+        let mut attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV;
+        if mount.read_only {
+            attributes |= sys::ATTR_RDONLY;
+        }
+        if mount.no_exec {
+            attributes |= sys::ATTR_NOEXEC;
+        }
+        // Recursive: what is mounted beneath the source comes along, under the same rules.
+        step("restrict a mount", sys::mount_setattr(tree.as_fd(), attributes, true))?;
+        let stat = step("look at a source", rustix::fs::fstat(source))?;
+        let target = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => self.directory(&mount.target)?,
+            _ => self.file(&mount.target)?,
+        };
+        step(&format!("mount {:?}", mount.target), attach(&tree, &target))
+    }
+
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+/// Make the whole tree; the process still has the host's root. Returns it and the environment's `/proc`.
+pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
+    let none = None::<&str>;
+    step("make mounts private", nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))?;
+    let sources: Result<Vec<OwnedFd>, _> = plan.mounts.iter().map(|mount| open_source(&mount.source)).collect();
+    let sources = sources?;
+    let root = match &plan.root {
+        Root::Overlay { lowers, upper, work } => {
+            let lowers: Result<Vec<OwnedFd>, _> = lowers.iter().map(open_source).collect();
+            overlay(&lowers?, &open_source(upper)?, &open_source(work)?)?
+        }
+        Root::Directory { source } => {
+            let tree = step("take the root", clone_tree(open_source(source)?.as_fd(), false))?;
+            step("restrict the root", sys::mount_setattr(tree.as_fd(), sys::ATTR_NODEV, false))?;
+            tree
+        }
+    };
+    let safe =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    // A new /proc may be mounted only while a whole one is in sight: the host's, until the root changes.
+    let proc = file_system("proc", &[], safe)?;
+    let sys = match plan.network {
+        Network::None => file_system("sysfs", &[], safe | MountAttrFlags::MOUNT_ATTR_RDONLY)?,
+        Network::Host => {
+            let host = step("open /sys", open_path(CWD, "/sys", OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS))?;
+            let tree = step("take /sys", clone_tree(host.as_fd(), true))?;
+            let attributes = sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
+            step("make /sys read-only", sys::mount_setattr(tree.as_fd(), attributes, true))?;
+            tree
+        }
+    };
+    // Any directory will do: it is where the root hangs until it is the root.
+    let place = step("open /sys", open_path(CWD, "/sys", OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS))?;
+    step("mount the root", attach(&root, &place))?;
+
+    let tree = Tree { root, home: (plan.user.home.clone(), plan.user.uid, plan.user.gid) };
+    tree.mount(&proc, "/proc")?;
+    tree.mount(&sys, "/sys")?;
+    tree.devices(plan)?;
+    tree.runtime(plan)?;
+    if plan.network == Network::None {
+        network(&proc)?;
+    }
+    tree.mask()?;
+    tree.files(plan)?;
+    for (mount, source) in plan.mounts.iter().zip(&sources) {
+        tree.bind(mount, source)?;
+    }
+    Ok((tree, proc))
+}
+
+/// What root inside expects of a network of its own: loopback up, low ports and ping without capabilities in it.
+fn network(proc: &OwnedFd) -> Result<(), InitError> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = step("make a socket", socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None))?;
+    step("bring loopback up", sys::loopback_up(socket.as_fd()))?;
+    for (path, value) in [("sys/net/ipv4/ip_unprivileged_port_start", "0"), ("sys/net/ipv4/ping_group_range", "0 65535")] {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let write = rustix::fs::openat(proc, path, flags, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|file| File::from(file).write_all(value.as_bytes()));
+        match write {
+            // With one id, group 65535 is not mapped, and the kernel refuses the range: ping then needs root.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            other => step(path, other)?,
+        }
+    }
+    Ok(())
+}
+
+/// Leave the host's file system for good.
+pub fn enter(tree: Tree) -> Result<(), InitError> {
+    step("enter the root", rustix::process::fchdir(tree.descriptor()))?;
+    step("change the root", nix::unistd::pivot_root(".", "."))?;
+    step("leave the host's root", nix::mount::umount2(".", MntFlags::MNT_DETACH))?;
+    step("enter the root", nix::unistd::chdir("/"))
+}

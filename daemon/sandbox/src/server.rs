@@ -1,0 +1,333 @@
+//! PID 1's life: one loop over signals and control connections. Nothing in it blocks on a peer.
+
+use std::collections::BTreeMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use casemate_sandbox::control::{Exec, ExitStatus, Notice, PACKET_MAX, Reply, Request};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketFlags,
+};
+
+use crate::InitError;
+use crate::mounts::step;
+use crate::session::{Sessions, Streams};
+
+/// Connections at a time: the daemon has two.
+const CONNECTIONS_MAX: usize = 16;
+/// An environment that nobody ever uses ends after this.
+const UNUSED: Duration = Duration::from_secs(10);
+
+struct Running {
+    number: u64,
+    status: OwnedFd,
+    command: Vec<String>,
+    root: bool,
+    terminal: bool,
+}
+
+struct Connection {
+    socket: OwnedFd,
+    watches: bool,
+}
+
+pub struct Server {
+    pub sessions: Sessions,
+    pub listener: OwnedFd,
+    pub signals: SignalFd,
+    /// nsfs inode numbers: outer user, inner user, pid namespace.
+    pub namespaces: [u64; 3],
+    pub user: u32,
+}
+
+struct State {
+    running: BTreeMap<i32, Running>,
+    connections: Vec<Connection>,
+    linger: bool,
+    used: bool,
+    began: Instant,
+    stop_at: Option<Instant>,
+}
+
+impl Server {
+    /// Until the environment is to end; init's exit then kills all that is left in its pid namespace.
+    pub fn serve(self) -> Result<(), InitError> {
+        let mut state = State {
+            running: BTreeMap::new(),
+            connections: Vec::new(),
+            linger: self.sessions.plan.linger,
+            used: false,
+            began: Instant::now(),
+            stop_at: None,
+        };
+        loop {
+            let now = Instant::now();
+            if state.stop_at.is_some_and(|at| now >= at || state.running.is_empty()) {
+                return Ok(());
+            }
+            let mut deadline = state.stop_at;
+            if state.running.is_empty() && !state.linger {
+                if state.used {
+                    return Ok(());
+                }
+                let at = state.began + UNUSED;
+                if now >= at {
+                    return Ok(());
+                }
+                deadline = Some(deadline.map_or(at, |other| other.min(at)));
+            }
+            let ready = self.wait(&state, deadline)?;
+            if ready[0] {
+                while let Ok(Some(_)) = self.signals.read_signal() {}
+                self.reap(&mut state);
+            }
+            // The newest connections are at the end: serve the old ones first, so that indexes hold.
+            let known = state.connections.len();
+            let mut closed: Vec<usize> = (0..known).filter(|index| ready[2 + index] && !self.serve_one(&mut state, *index)).collect();
+            if ready[1] {
+                self.accept(&mut state);
+            }
+            closed.sort_unstable();
+            for index in closed.into_iter().rev() {
+                state.connections.remove(index);
+            }
+        }
+    }
+
+    fn wait(&self, state: &State, deadline: Option<Instant>) -> Result<Vec<bool>, InitError> {
+        let mut descriptors = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+        ];
+        descriptors.extend(state.connections.iter().map(|c| PollFd::new(c.socket.as_fd(), PollFlags::POLLIN)));
+        let timeout = match deadline {
+            None => PollTimeout::NONE,
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+                PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut descriptors, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return step("wait", Err(error)),
+        }
+        Ok(descriptors.iter().map(|d| d.revents().is_some_and(|events| !events.is_empty())).collect())
+    }
+
+    /// Every child: sessions, and orphans whose parent we became.
+    fn reap(&self, state: &mut State) {
+        loop {
+            let (pid, status) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, ExitStatus::Exit(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, ExitStatus::Signal(signal as i32)),
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
+                Ok(_) => continue,
+            };
+            let Some(session) = state.running.remove(&pid.as_raw()) else { continue };
+            let line = match status {
+                ExitStatus::Exit(code) => format!("exit {code}\n"),
+                ExitStatus::Signal(signal) => format!("signal {signal}\n"),
+            };
+            // One short write into a pipe of its own; a client that is gone does not want it.
+            let _ = rustix::io::write(&session.status, line.as_bytes());
+            notify(state, &Notice::Ended { session: session.number, status });
+        }
+    }
+
+    fn accept(&self, state: &mut State) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else { return };
+        // The user's, and not from in here: a process of the environment has a pid in our namespace, one of the host none.
+        let rightful = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)
+            .is_ok_and(|peer| peer.uid() == self.user && peer.pid() == 0);
+        if rightful && state.connections.len() < CONNECTIONS_MAX {
+            state.connections.push(Connection { socket, watches: false });
+        }
+    }
+
+    /// One packet of a connection; `false` when it is to be closed.
+    fn serve_one(&self, state: &mut State, index: usize) -> bool {
+        let (bytes, descriptors) = match receive(&state.connections[index].socket) {
+            Ok(Some(packet)) => packet,
+            Ok(None) => return true,
+            Err(()) => return false,
+        };
+        let (reply, descriptors) = match serde_json::from_slice(&bytes) {
+            Ok(request) => self.answer(state, index, request, descriptors),
+            Err(error) => (Reply::Refused { message: format!("unreadable request: {error}") }, vec![]),
+        };
+        let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+        if !send(&state.connections[index].socket, &reply, &borrowed) {
+            return false;
+        }
+        if state.connections[index].watches && matches!(reply, Reply::Done) {
+            let socket = &state.connections[index].socket;
+            return state.running.iter().all(|(pid, session)| send(socket, &session.started(*pid), &[]));
+        }
+        true
+    }
+
+    fn answer(&self, state: &mut State, index: usize, request: Request, descriptors: Vec<OwnedFd>) -> (Reply, Vec<OwnedFd>) {
+        let refused = |message: &str| (Reply::Refused { message: message.to_owned() }, vec![]);
+        match request {
+            Request::Hello => {
+                let [outer_user_namespace, inner_user_namespace, pid_namespace] = self.namespaces;
+                let reply = Reply::Hello {
+                    version: casemate_sandbox::plan::VERSION,
+                    id: self.sessions.plan.id.clone(),
+                    linger: state.linger,
+                    outer_user_namespace,
+                    inner_user_namespace,
+                    pid_namespace,
+                };
+                (reply, vec![])
+            }
+            Request::Watch => {
+                state.connections[index].watches = true;
+                (Reply::Done, vec![])
+            }
+            Request::Linger { on } => {
+                state.linger = on;
+                (Reply::Done, vec![])
+            }
+            Request::Signal { session, signal } => {
+                let target = state.running.iter().find(|(_, running)| running.number == session).map(|(pid, _)| *pid);
+                match (target, Signal::try_from(signal)) {
+                    (None, _) => refused("that session has ended"),
+                    (_, Err(_)) => refused("there is no such signal"),
+                    (Some(pid), Ok(signal)) => match kill(Pid::from_raw(pid), signal) {
+                        Ok(()) => (Reply::Done, vec![]),
+                        Err(error) => refused(error.desc()),
+                    },
+                }
+            }
+            Request::Stop { timeout_ms } => {
+                for pid in state.running.keys() {
+                    // SIGHUP beside SIGTERM: interactive shells ignore the latter. One that is gone needs neither.
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGTERM);
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGHUP);
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+                }
+                state.stop_at = Some(Instant::now() + Duration::from_millis(timeout_ms.min(3_600_000)));
+                (Reply::Done, vec![])
+            }
+            Request::Exec(_) if state.stop_at.is_some() => refused("the environment is stopping"),
+            Request::Exec(request) => match self.exec(state, request, descriptors) {
+                Ok(answer) => answer,
+                Err(error) => refused(&error.to_string()),
+            },
+        }
+    }
+
+    fn exec(&self, state: &mut State, request: Exec, descriptors: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), InitError> {
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or(InitError::Descriptors);
+        let (streams, master) = match request.terminal {
+            None => (Streams::Given([next()?, next()?, next()?]), None),
+            Some(size) => {
+                use rustix::pty::{OpenptFlags, openpt};
+                // Its own devpts: /dev/ptmx leads to /dev/pts/ptmx.
+                let master = step("open a terminal", openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC))?;
+                step("unlock a terminal", rustix::pty::unlockpt(&master))?;
+                let window = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+                step("size a terminal", rustix::termios::tcsetwinsize(&master, window))?;
+                let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+                let slave = step("open a terminal", rustix::pty::ioctl_tiocgptpeer(&master, flags))?;
+                (Streams::Terminal(slave), Some(master))
+            }
+        };
+        let status = next()?;
+        step("look at the status pipe", rustix::fs::fcntl_getfl(&status))?;
+        // SAFETY: init has a single thread, and the child executes or ends without returning here.
+        match step("fork", unsafe { fork() })? {
+            ForkResult::Child => self.sessions.run(&request, streams),
+            ForkResult::Parent { child } => {
+                let pid = child.as_raw();
+                let raw = rustix::process::Pid::from_raw(pid).ok_or(InitError::Descriptors)?;
+                // Not reaped before the next turn of the loop: the pid is still the child's.
+                let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty());
+                let session = Running {
+                    number: request.session,
+                    status,
+                    command: request.command,
+                    root: request.root,
+                    terminal: master.is_some(),
+                };
+                let started = session.started(pid);
+                state.running.insert(pid, session);
+                state.used = true;
+                notify(state, &started);
+                let mut answer = vec![step("open a pidfd", pidfd)?];
+                answer.extend(master);
+                Ok((Reply::Started { session: request.session, pid }, answer))
+            }
+        }
+    }
+}
+
+impl Running {
+    fn started(&self, pid: i32) -> Notice {
+        Notice::Started {
+            session: self.number,
+            pid,
+            command: self.command.clone(),
+            root: self.root,
+            terminal: self.terminal,
+        }
+    }
+}
+
+/// Tell every watcher; one that does not keep up with its socket's buffer is dropped, and the daemon asks again.
+fn notify(state: &mut State, notice: &Notice) {
+    for connection in state.connections.iter_mut().filter(|connection| connection.watches) {
+        if !send(&connection.socket, notice, &[]) {
+            connection.watches = false;
+            // The loop sees the end of file and removes it.
+            let _ = rustix::net::shutdown(&connection.socket, rustix::net::Shutdown::Both);
+        }
+    }
+}
+
+fn send<T: serde::Serialize>(socket: &OwnedFd, message: &T, descriptors: &[BorrowedFd<'_>]) -> bool {
+    let Ok(bytes) = serde_json::to_vec(message) else { return false };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return false;
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, flags).is_ok()
+}
+
+type Packet = (Vec<u8>, Vec<OwnedFd>);
+
+/// A packet, `None` where there is none yet, an error at the end.
+fn receive(socket: &OwnedFd) -> Result<Option<Packet>, ()> {
+    let mut bytes = vec![0; PACKET_MAX + 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+        Ok(message) if message.bytes == 0 || message.bytes > PACKET_MAX => Err(()),
+        Ok(message) => {
+            let mut descriptors = Vec::new();
+            for message in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = message {
+                    descriptors.extend(rights);
+                }
+            }
+            bytes.truncate(message.bytes);
+            Ok(Some((bytes, descriptors)))
+        }
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+        Err(_) => Err(()),
+    }
+}
