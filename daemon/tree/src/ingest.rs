@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::file::{Job, Linked, Objects};
 use crate::mirror::mirror;
 use crate::path::StorePath;
-use crate::pool::{Pool, Task};
+use crate::pool::{PATIENCE, Pool, Task};
 use crate::remove::remove_in;
 use crate::walk::{self, Directory, Visitor, open_directory};
 
@@ -100,13 +100,13 @@ pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Resu
     let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let listing = rustix::fs::openat(&workshop, "listing", create, Mode::from_raw_mode(0o644))
         .map_err(Error::system("make", b"listing"))?;
-    let (digest, entries, bytes) = fill(&objects, tree, listing, progress)?;
+    let (digest, entries, bytes) = fill(&objects, tree, listing, &mut *progress)?;
     rustix::fs::unlinkat(&workshop, "scratch", AtFlags::REMOVEDIR)
         .map_err(Error::system("remove", b"scratch"))?;
     drop(workshop);
 
     // Everything the layer consists of is on the disk before its name is.
-    rustix::fs::syncfs(store).map_err(Error::system("sync the file system of", shown))?;
+    sync(store, &mut || progress(bytes, entries)).map_err(Error::system("sync the file system of", shown))?;
     let target = layer(&digest);
     match rustix::fs::renameat_with(&home, &*building, store, &*target, RenameFlags::NOREPLACE) {
         Ok(()) => {
@@ -125,6 +125,24 @@ pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Resu
         bytes,
         new_objects: objects.new.load(Ordering::Relaxed),
         new_bytes: objects.new_bytes.load(Ordering::Relaxed),
+    })
+}
+
+/// `syncfs`, with signs of life: a slow disk may take minutes.
+fn sync(store: &OwnedFd, idle: &mut dyn FnMut()) -> rustix::io::Result<()> {
+    std::thread::scope(|scope| {
+        let (done, wait) = std::sync::mpsc::channel();
+        let syncing = std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, move || {
+            let result = rustix::fs::syncfs(store);
+            // Nobody waits only where this thread could not be started.
+            let _ = done.send(());
+            result
+        });
+        let Ok(syncing) = syncing else { return rustix::fs::syncfs(store) };
+        while wait.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            idle();
+        }
+        syncing.join().unwrap_or(Err(Errno::IO))
     })
 }
 
@@ -204,7 +222,8 @@ impl Ingestion<'_, '_> {
         match slot {
             Slot::Entry(entry) => self.write(&entry)?,
             Slot::File(task) => {
-                let Linked { facts, .. } = self.pool.wait(&task)?;
+                let Linked { facts, .. } =
+                    self.pool.wait(&task, &mut || (self.progress)(self.bytes, self.listing.entries()))?;
                 self.bytes += facts.size;
                 let path = task.job.path.clone();
                 self.write(&Entry {
@@ -213,7 +232,8 @@ impl Ingestion<'_, '_> {
                 })?;
             }
             Slot::HardLink { job, first } => {
-                let Linked { object, replaced, .. } = self.pool.wait(&first)?;
+                let Linked { object, replaced, .. } =
+                    self.pool.wait(&first, &mut || (self.progress)(self.bytes, self.listing.entries()))?;
                 if replaced {
                     if !self.objects.place(&object, &job.directory, &job.name, &job.path)? {
                         return Err(Error::Limit {

@@ -5,6 +5,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
 
+/// How long to wait without a sign of life.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// One piece of work and, later, its result.
 #[derive(Debug)]
 pub struct Task<J, R> {
@@ -22,6 +25,7 @@ pub struct Pool<'a, J, R> {
     queue: Mutex<Queue<J, R>>,
     arrived: Condvar,
     finished: Condvar,
+    serving: std::sync::atomic::AtomicUsize,
     work: &'a (dyn Fn(&J) -> Result<R> + Sync),
 }
 
@@ -40,22 +44,21 @@ impl<'a, J: Send + Sync, R: Clone + Send> Pool<'a, J, R> {
             queue: Mutex::new(Queue { tasks: VecDeque::new(), closed: false }),
             arrived: Condvar::new(),
             finished: Condvar::new(),
+            serving: Default::default(),
             work,
         };
-        // The main thread works too while it waits for a result.
-        let threads =
-            std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).clamp(1, 15));
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(16));
+        let mut serving = 0;
         std::thread::scope(|scope| {
             let _close = Close(&pool);
             for _ in 0..threads {
                 // Without a name: to set it is a system call that no worker needs.
                 let spawned =
                     std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, || pool.serve());
-                if spawned.is_err() {
-                    // The main thread does it all, only slower.
-                    break;
-                }
+                // With none at all, the main thread does the work while it waits, only slower.
+                serving += usize::from(spawned.is_ok());
             }
+            pool.serving.store(serving, std::sync::atomic::Ordering::Relaxed);
             body(&pool)
         })
     }
@@ -93,19 +96,25 @@ impl<'a, J: Send + Sync, R: Clone + Send> Pool<'a, J, R> {
         task
     }
 
-    /// Wait for a task's result, working off others meanwhile.
-    pub fn wait(&self, task: &Task<J, R>) -> Result<R> {
+    /// Wait for a task's result; `idle` is called now and then, so that the daemon sees life.
+    pub fn wait(&self, task: &Task<J, R>, idle: &mut dyn FnMut()) -> Result<R> {
         loop {
             let mut queue = locked(&self.queue);
             if let Some(result) = locked(&task.result).clone() {
                 return result;
             }
-            if let Some(other) = queue.tasks.pop_front() {
+            if self.serving.load(std::sync::atomic::Ordering::Relaxed) == 0
+                && let Some(other) = queue.tasks.pop_front()
+            {
                 drop(queue);
                 self.carry_out(&other);
                 continue;
             }
-            drop(self.finished.wait(queue).unwrap_or_else(PoisonError::into_inner));
+            let waited = self.finished.wait_timeout(queue, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            if waited.1.timed_out() {
+                drop(waited);
+                idle();
+            }
         }
     }
 }

@@ -176,7 +176,8 @@ impl Verification<'_, '_> {
             }
             Slot::File(task) => {
                 let path = &task.job.path;
-                match (self.pool.wait(&task)?, self.expect(path)) {
+                let seen = self.pool.wait(&task, &mut || (self.progress)(self.bytes, self.entries))?;
+                match (seen, self.expect(path)) {
                     (Err(reason), _) => self.damage.add(|| reason),
                     (Ok(_), None) => {}
                     (Ok((facts, inode)), Some(expected)) => {

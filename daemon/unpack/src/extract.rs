@@ -1,7 +1,13 @@
 //! Extraction, beneath one directory, of members that were judged: component by component, no link followed, nothing
 //! replaced that was not to be. Directories get their attributes last, when nothing is made in them any more.
+//!
+//! Files are written by a [`Crew`] of threads, each reading the spool for itself; all else is made by the one that reads the
+//! archive. A hard link waits until all files before it are there.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
@@ -9,23 +15,52 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::crew::Crew;
 use crate::error::{Error, Result};
 use crate::judge::{Item, Source};
-use crate::tar::{Kind, Member, Skip, TarReader};
+use crate::tar::{Kind, Member};
 
 const BUFFER: usize = 256 << 10;
 
 /// Writes into one directory.
 #[derive(Debug)]
 pub struct Extractor {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     source: Source,
     /// Whether more ids than one are mapped.
     owners: bool,
     /// The directories of the last path: length of the prefix, descriptor.
-    open: Vec<(usize, OwnedFd)>,
+    open: Vec<(usize, Arc<OwnedFd>)>,
     path: Vec<u8>,
-    buffer: Vec<u8>,
+}
+
+/// A file to be made: where, what, and where in the spool its data is.
+#[derive(Debug)]
+pub struct FileTask {
+    parent: Arc<OwnedFd>,
+    path: Vec<u8>,
+    member: Member,
+    data: u64,
+    source: Source,
+    owners: bool,
+}
+
+thread_local! {
+    static COPYING: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; BUFFER]);
+}
+
+impl FileTask {
+    /// Make it.
+    pub fn carry_out(&self, spool: &File) -> Result<()> {
+        let Self { parent, path, member, .. } = self;
+        let name = split(path).1;
+        let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        let plain = Mode::from_raw_mode(member.mode & 0o777);
+        let fd = replacing(self.source, parent, name, || beneath(parent, name, create, plain))
+            .map_err(|errno| Error::extract("make", path)(errno))?;
+        COPYING.with_borrow_mut(|buffer| write(&fd, member, spool, self.data, buffer, path))?;
+        attributes(&fd, member, self.owners, member.mode & 0o7000 != 0, path)
+    }
 }
 
 fn beneath(at: impl AsFd, name: &[u8], flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
@@ -57,7 +92,7 @@ impl Extractor {
         // Modes are given exactly.
         rustix::process::umask(Mode::empty());
         let owners = several_ids()?;
-        Ok(Self { root, source, owners, open: Vec::new(), path: Vec::new(), buffer: vec![0; BUFFER] })
+        Ok(Self { root: Arc::new(root), source, owners, open: Vec::new(), path: Vec::new() })
     }
 
     /// Make the links of a merged `/usr`, and where they point.
@@ -73,7 +108,7 @@ impl Extractor {
     }
 
     /// The directory of this path, made where it is missing.
-    fn directory(&mut self, path: &[u8]) -> Result<&OwnedFd> {
+    fn directory(&mut self, path: &[u8]) -> Result<&Arc<OwnedFd>> {
         let common = self.path.iter().zip(path).take_while(|(a, b)| a == b).count();
         while let Some(&(length, _)) = self.open.last() {
             // A kept prefix ends where a component does, in both paths.
@@ -100,80 +135,66 @@ impl Extractor {
                 other => other,
             };
             let fd = fd.map_err(Error::extract("open directory", &path[..end]))?;
-            self.open.push((end, fd));
+            self.open.push((end, Arc::new(fd)));
             done = end;
         }
         Ok(self.open.last().map_or(&self.root, |(_, fd)| fd))
     }
 
-    /// Extract one member; `archive` stands at its data.
-    pub fn extract<R: Skip>(&mut self, item: &Item, archive: &mut TarReader<R>) -> Result<()> {
+    /// Extract one member, whose data begins at `data` in the spool.
+    pub fn extract(&mut self, item: Item, data: u64, crew: &Crew<'_>) -> Result<()> {
         let Item { path, target, member } = item;
-        let failed = |action: &'static str| move |errno: Errno| Error::extract(action, path)(errno);
+        let failed = |action: &'static str| {
+            let path = &path;
+            move |errno: Errno| Error::extract(action, path)(errno)
+        };
         if member.kind == Kind::Directory {
             // Its mode, owner and times come at the end.
-            return self.directory(path).map(drop);
+            return self.directory(&path).map(drop);
         }
-        let mut buffer = std::mem::take(&mut self.buffer);
         let (source, owners) = (self.source, self.owners);
-        if member.kind == Kind::HardLink {
-            let from = self.existing(split(target).0)?;
-            let target_name = split(target).1;
-            let stat = rustix::fs::statat(&from, target_name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(failed("look at the target of"))?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Err(Error::member(path, "a hard link to what is no regular file"));
-            }
-            let (parent, name) = split(path);
-            let parent = self.directory(parent)?;
-            replacing(source, parent, name, || {
-                rustix::fs::linkat(&from, target_name, parent, name, AtFlags::empty())
-            })
-            .map_err(failed("link"))?;
-            self.buffer = buffer;
-            return Ok(());
-        }
-        let (parent, name) = split(path);
-        let parent = self.directory(parent)?;
+        let (parent, name) = split(&path);
+        let parent = self.directory(parent)?.clone();
         let mode = Mode::from_raw_mode(member.mode);
         match member.kind {
-            Kind::File => {
-                let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-                let plain = Mode::from_raw_mode(member.mode & 0o777);
-                let fd = replacing(source, parent, name, || beneath(parent, name, create, plain))
-                    .map_err(failed("make"))?;
-                write(&fd, member, archive, &mut buffer, path)?;
-                attributes(&fd, member, owners, member.mode & 0o7000 != 0, path)?;
+            Kind::File => crew.submit(FileTask { parent, member, data, source, owners, path })?,
+            Kind::HardLink => {
+                crew.barrier()?;
+                let from = self.existing(split(&target).0)?;
+                let target = split(&target).1;
+                let stat = rustix::fs::statat(&from, target, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(failed("look at the target of"))?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Err(Error::member(&path, "a hard link to what is no regular file"));
+                }
+                let link = || rustix::fs::linkat(&from, target, &*parent, name, AtFlags::empty());
+                replacing(source, &parent, name, link).map_err(failed("link"))?;
             }
             Kind::Symlink => {
-                replacing(source, parent, name, || rustix::fs::symlinkat(&member.link[..], parent, name))
-                    .map_err(failed("make the link"))?;
-                named_attributes(parent, name, member, owners, path)?;
+                let make = || rustix::fs::symlinkat(&member.link[..], &*parent, name);
+                replacing(source, &parent, name, make).map_err(failed("make the link"))?;
+                named_attributes(&parent, name, &member, owners, &path)?;
             }
             Kind::Fifo => {
-                replacing(source, parent, name, || {
-                    rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0)
-                })
-                .map_err(failed("make the fifo"))?;
-                named_attributes(parent, name, member, owners, path)?;
-                rustix::fs::chmodat(parent, name, mode, AtFlags::empty())
+                let make = || rustix::fs::mknodat(&*parent, name, FileType::Fifo, mode, 0);
+                replacing(source, &parent, name, make).map_err(failed("make the fifo"))?;
+                named_attributes(&parent, name, &member, owners, &path)?;
+                rustix::fs::chmodat(&*parent, name, mode, AtFlags::empty())
                     .map_err(failed("set the mode of"))?;
             }
             // Counted when it was judged.
-            Kind::CharacterDevice | Kind::BlockDevice => {}
-            Kind::Directory | Kind::HardLink => {}
+            Kind::CharacterDevice | Kind::BlockDevice | Kind::Directory => {}
         }
-        self.buffer = buffer;
         Ok(())
     }
 
     /// A directory that is there, without moving the open path.
-    fn existing(&self, path: &[u8]) -> Result<OwnedFd> {
-        let failed = |error: io::Error| Error::extract("open directory", path)(error);
-        let mut at = self.root.try_clone().map_err(failed)?;
+    fn existing(&self, path: &[u8]) -> Result<Arc<OwnedFd>> {
+        let failed = |errno: Errno| Error::extract("open directory", path)(errno);
+        let mut at = self.root.clone();
         for component in path.split(|&b| b == b'/').filter(|c| !c.is_empty()) {
-            at = beneath(&at, component, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
-                .map_err(|errno| failed(errno.into()))?;
+            let next = beneath(&*at, component, OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+            at = Arc::new(next.map_err(failed)?);
         }
         Ok(at)
     }
@@ -210,10 +231,11 @@ fn replacing<T>(
     }
 }
 
-fn write<R: Skip>(
+fn write(
     fd: &OwnedFd,
     member: &Member,
-    archive: &mut TarReader<R>,
+    spool: &File,
+    mut data: u64,
     buffer: &mut [u8],
     path: &[u8],
 ) -> Result<()> {
@@ -224,10 +246,13 @@ fn write<R: Skip>(
         let (mut at, mut left) = (offset, length);
         while left > 0 {
             let step = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read = archive.read(&mut buffer[..step])?;
-            if read == 0 {
-                return Err(Error::member(path, "the spool ends within it"));
-            }
+            let read = match spool.read_at(&mut buffer[..step], data) {
+                Ok(0) => return Err(Error::member(path, "the spool ends within it")),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Error::extract("read from the spool", path)(error)),
+            };
+            data += read as u64;
             let mut written = 0;
             while written < read {
                 match rustix::io::pwrite(fd, &buffer[written..read], at) {

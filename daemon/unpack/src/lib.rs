@@ -8,6 +8,7 @@
 //! Nothing is synced here: that is `casemate-tree`'s, once for all.
 
 mod acl;
+mod crew;
 pub mod deb;
 pub mod decode;
 pub mod error;
@@ -17,12 +18,14 @@ pub mod sparse;
 pub mod spool;
 pub mod tar;
 
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::sync::Arc;
 
-use casemate_worker::protocol::{Failure, UnpackLimits, UnpackRequest, UnpackResult};
+use casemate_worker::protocol::{Failure, UnpackRequest, UnpackResult};
 use rustix::fd::OwnedFd;
 
+use crew::Crew;
 use decode::{Chunks, Slice};
 use error::{Error, Result};
 use extract::Extractor;
@@ -51,12 +54,22 @@ pub fn work(
         UnpackRequest::Image { limits } => (Source::Image, limits),
         UnpackRequest::Packages { limits, .. } => (Source::Packages, limits),
     };
+    let progress = RefCell::new(progress);
+    let (bytes, members) = (Cell::new(0), Cell::new(0));
+    let tell = || (progress.borrow_mut())(bytes.get(), members.get());
+    let tick = |position| {
+        bytes.set(position);
+        tell();
+    };
     let mut judge = Judge::new(source, *limits);
     let mut archives: Vec<Archive<'_>> = Vec::new();
     let mut add = |name, slice: Result<Slice>| {
         let start = archives.last().map_or(0, |archive: &Archive<'_>| archive.end);
         let end = slice
-            .and_then(|slice| judge_one(slice, &mut judge, &spool, start, limits, progress))
+            .and_then(|slice| {
+                let chunks = Chunks::start(slice, limits, start)?;
+                judge_one(Tee::new(chunks, spool.clone(), start, &tick), &mut judge, &members)
+            })
             .map_err(|error| error.failure(name))?;
         archives.push(Archive { name, start, end });
         Ok(())
@@ -73,7 +86,6 @@ pub fn work(
             }
         }
     }
-    let bytes = archives.last().map_or(0, |archive| archive.end);
     if judge.devices > 0 {
         eprintln!("{} device nodes below dev/ were passed over", judge.devices);
     }
@@ -81,11 +93,18 @@ pub fn work(
     let general = |error: Error| error.failure(archives.first().map_or("archive", |archive| archive.name));
     let mut extractor = Extractor::new(root, source).map_err(general)?;
     extractor.merge(judge.merged()).map_err(general)?;
-    let mut members = 0;
+    members.set(0);
     for archive in &archives {
-        extract_one(archive, &judge, &mut extractor, &spool, &mut |position| {
-            members += 1;
-            progress(position, members);
+        Crew::run(&spool, &tell, |crew| {
+            let mut reader = archive.read(&spool);
+            while let Some(member) = reader.next()? {
+                if let Some(item) = judge.item(member)? {
+                    extractor.extract(item, reader.input().position(), crew)?;
+                }
+                members.set(members.get() + 1);
+                tick(reader.input().position());
+            }
+            Ok(())
         })
         .map_err(|error| error.failure(archive.name))?;
     }
@@ -96,49 +115,31 @@ pub fn work(
     if judge.implied(b"") {
         extractor.finish(b"", None).map_err(general)?;
     }
+    let bytes = archives.last().map_or(0, |archive| archive.end);
     Ok(UnpackResult { members: judge.members, bytes })
 }
 
+impl Archive<'_> {
+    fn read(&self, spool: &Arc<File>) -> TarReader<Spooled> {
+        TarReader::new(Spooled::new(spool.clone(), self.start, self.end))
+    }
+}
+
 /// Pass 1. Returns where the archive ends in the spool.
-fn judge_one(
-    slice: Slice,
-    judge: &mut Judge,
-    spool: &Arc<File>,
-    start: u64,
-    limits: &UnpackLimits,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<u64> {
+fn judge_one(input: Tee<'_>, judge: &mut Judge, members: &Cell<u64>) -> Result<u64> {
     judge.next_package();
-    let chunks = Chunks::start(slice, limits, start)?;
-    let mut reader = TarReader::new(Tee::new(chunks, spool.clone(), start));
+    let mut reader = TarReader::new(input);
     let before = judge.members;
     while let Some(member) = reader.next()? {
         if let Some(item) = judge.item(member)? {
             judge.admit(&item)?;
         }
-        progress(reader.input().end, judge.members);
+        members.set(judge.members);
     }
     if judge.members == before {
         return Err(Error::archive("it is empty"));
     }
     Ok(reader.finish()?.end)
-}
-
-fn extract_one(
-    archive: &Archive<'_>,
-    judge: &Judge,
-    extractor: &mut Extractor,
-    spool: &Arc<File>,
-    progress: &mut dyn FnMut(u64),
-) -> Result<()> {
-    let mut reader = TarReader::new(Spooled::new(spool.clone(), archive.start, archive.end));
-    while let Some(member) = reader.next()? {
-        if let Some(item) = judge.item(member)? {
-            extractor.extract(&item, &mut reader)?;
-        }
-        progress(reader.input().position());
-    }
-    Ok(())
 }
 
 /// Pass 3.
@@ -148,7 +149,7 @@ fn finish_one(
     extractor: &mut Extractor,
     spool: &Arc<File>,
 ) -> Result<()> {
-    let mut reader = TarReader::new(Spooled::new(spool.clone(), archive.start, archive.end));
+    let mut reader = archive.read(spool);
     let mut last_parent: Option<Vec<u8>> = None;
     while let Some(member) = reader.next()? {
         let Some(item) = judge.item(member)? else { continue };

@@ -11,8 +11,7 @@ use crate::tar::Skip;
 const BUFFER: usize = 256 << 10;
 
 /// Reads decompressed bytes and writes each of them to the spool as well.
-#[derive(Debug)]
-pub struct Tee {
+pub struct Tee<'a> {
     chunks: Chunks,
     chunk: Vec<u8>,
     position: usize,
@@ -20,11 +19,13 @@ pub struct Tee {
     /// Where in the spool the next chunk goes.
     pub end: u64,
     done: bool,
+    tick: &'a dyn Fn(u64),
 }
 
-impl Tee {
-    pub fn new(chunks: Chunks, spool: Arc<File>, start: u64) -> Self {
-        Self { chunks, chunk: Vec::new(), position: 0, spool, end: start, done: false }
+impl<'a> Tee<'a> {
+    /// `tick` is told how far the spool is filled.
+    pub fn new(chunks: Chunks, spool: Arc<File>, start: u64, tick: &'a dyn Fn(u64)) -> Self {
+        Self { chunks, chunk: Vec::new(), position: 0, spool, end: start, done: false, tick }
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -37,11 +38,12 @@ impl Tee {
         self.done = self.chunk.is_empty();
         self.spool.write_all_at(&self.chunk, self.end)?;
         self.end += self.chunk.len() as u64;
+        (self.tick)(self.end);
         Ok(())
     }
 }
 
-impl Read for Tee {
+impl Read for Tee<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.fill()?;
         let rest = &self.chunk[self.position..];
@@ -52,7 +54,7 @@ impl Read for Tee {
     }
 }
 
-impl Skip for Tee {
+impl Skip for Tee<'_> {
     fn skip(&mut self, mut bytes: u64) -> io::Result<()> {
         while bytes > 0 {
             self.fill()?;
@@ -83,9 +85,9 @@ impl Spooled {
         Self { spool, position: start, end, buffer: Vec::new(), used: 0 }
     }
 
-    /// Where in the spool the reading is, give or take a buffer.
+    /// Where in the spool the next byte is.
     pub fn position(&self) -> u64 {
-        self.position
+        self.position - (self.buffer.len() - self.used) as u64
     }
 }
 

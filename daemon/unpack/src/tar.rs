@@ -51,8 +51,7 @@ pub struct Member {
     pub device: (u64, u64),
 }
 
-/// Reads members off a stream. After [`TarReader::next`], the data is there to be read with [`TarReader::read`]; what is
-/// left of it is skipped.
+/// Reads members off a stream. After [`TarReader::next`] the input stands at the member's data, which the next call skips.
 #[derive(Debug)]
 pub struct TarReader<R> {
     input: R,
@@ -265,17 +264,6 @@ impl<R: Skip> TarReader<R> {
             device: header.device,
             path,
         })
-    }
-
-    /// Read the current member's data; 0 at its end.
-    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        if wanted == 0 {
-            return Ok(0);
-        }
-        self.input.read_exact(&mut buffer[..wanted]).map_err(|error| self.cut(error))?;
-        self.left -= wanted as u64;
-        Ok(wanted)
     }
 
     /// See that nothing but zeros follows the end, and give the input back.
