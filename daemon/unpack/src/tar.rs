@@ -334,7 +334,8 @@ impl Header {
         }
         let (ustar, gnu) = (&block[257..265] == b"ustar\x0000", &block[257..265] == b"ustar  \0");
         let old = !ustar && !gnu;
-        if old && block[257..].iter().any(|&b| b != 0) {
+        // GNU tar's own old format still fills in the device numbers; names in there would be another format's.
+        if old && (block[257..265].iter().any(|&b| b != 0) || block[345..].iter().any(|&b| b != 0)) {
             return Err(Error::member(&path, "a header of an unknown format"));
         }
         if ustar && !text(345, 155).is_empty() {
