@@ -1,0 +1,243 @@
+//! `org.casemate.Casemate1.Environment`.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use casemate_engine::{EnvironmentInfo, ExecRequest, Streams};
+use casemate_interfaces::{Error, job_path, process_path};
+use rustix::fs::FileType;
+use zbus::message::Header;
+use zbus::{Connection, OwnedFd, OwnedObjectPath, fdo, interface};
+
+use crate::Context;
+use crate::convert::{Options, error, known, option};
+
+/// Most bytes of a command line: what fits into one packet to init, less variables.
+const COMMAND_MAX: usize = 96 << 10;
+const STOP: u64 = 10_000;
+
+pub struct Environment {
+    pub context: Context,
+    pub id: String,
+}
+
+/// What may become a session's stream: nothing that could be reopened from inside with other rights.
+fn judge_stream(name: &str, descriptor: impl AsFd) -> Result<(), Error> {
+    let refused = |what: &str| Err(Error::InvalidArgument(format!("{name} is {what}; relay it through a pipe")));
+    let stat = rustix::fs::fstat(&descriptor).map_err(|error| Error::InvalidArgument(format!("{name}: {error}")))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo | FileType::Socket => Ok(()),
+        FileType::CharacterDevice if !rustix::termios::isatty(&descriptor) => Ok(()),
+        FileType::CharacterDevice => refused("a terminal"),
+        FileType::RegularFile => refused("a regular file"),
+        FileType::Directory => Err(Error::InvalidArgument(format!("{name} is a directory"))),
+        _ => refused("neither pipe, socket nor device"),
+    }
+}
+
+fn judge_status(descriptor: impl AsFd) -> Result<(), Error> {
+    let bad = || Error::InvalidArgument("status is not the write end of a pipe".into());
+    let stat = rustix::fs::fstat(&descriptor).map_err(|_| bad())?;
+    let flags = rustix::fs::fcntl_getfl(&descriptor).map_err(|_| bad())?;
+    let writable = flags.intersects(rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::RDWR);
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo && writable { Ok(()) } else { Err(bad()) }
+}
+
+struct Asked {
+    root: bool,
+    directory: Option<String>,
+    variables: Vec<(String, String)>,
+}
+
+fn asked(command: &[String], options: &Options) -> Result<Asked, Error> {
+    known(options, &["root", "directory", "variables"])?;
+    if command.iter().map(|word| word.len() + 1).sum::<usize>() > COMMAND_MAX {
+        return Err(Error::InvalidArgument(format!("the command line is longer than {COMMAND_MAX} bytes")));
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        return Err(Error::InvalidArgument("the command line holds a NUL".into()));
+    }
+    let directory: Option<String> = option(options, "directory")?;
+    if directory.as_ref().is_some_and(|directory| !directory.starts_with('/')) {
+        return Err(Error::InvalidArgument("directory is not an absolute path".into()));
+    }
+    let variables: HashMap<String, String> = option(options, "variables")?.unwrap_or_default();
+    let mut variables: Vec<_> = variables.into_iter().collect();
+    variables.sort();
+    Ok(Asked { root: option(options, "root")?.unwrap_or(false), directory, variables })
+}
+
+impl Environment {
+    fn info(&self) -> fdo::Result<EnvironmentInfo> {
+        self.context.engine.environment(&self.id).map_err(|error| fdo::Error::UnknownObject(error.to_string()))
+    }
+}
+
+#[interface(name = "org.casemate.Casemate1.Environment")]
+impl Environment {
+    #[allow(clippy::too_many_arguments)]
+    async fn exec(
+        &self,
+        command: Vec<String>,
+        input: OwnedFd,
+        output: OwnedFd,
+        error: OwnedFd,
+        status: OwnedFd,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(OwnedObjectPath, OwnedFd), Error> {
+        let Context { engine, callers } = &self.context;
+        let caller = callers.judge(engine, connection, &header).await?;
+        let Asked { root, directory, variables } = asked(&command, &options)?;
+        if command.is_empty() {
+            return Err(Error::InvalidArgument("the command is empty".into()));
+        }
+        judge_stream("input", &input)?;
+        judge_stream("output", &output)?;
+        judge_stream("error", &error)?;
+        judge_status(&status)?;
+        let streams = Streams::Given { input: input.into(), output: output.into(), error: error.into() };
+        let request = ExecRequest { command, streams, status: status.into(), root, directory, variables };
+        let started = engine.exec(&caller, &self.id, request).await.map_err(crate::convert::error)?;
+        Ok((process_path(&started.process.0, started.process.1), started.pidfd.into()))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn open_terminal(
+        &self,
+        command: Vec<String>,
+        status: OwnedFd,
+        rows: u16,
+        columns: u16,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(OwnedObjectPath, OwnedFd, OwnedFd), Error> {
+        let Context { engine, callers } = &self.context;
+        let caller = callers.judge(engine, connection, &header).await?;
+        let Asked { root, directory, variables } = asked(&command, &options)?;
+        judge_status(&status)?;
+        let streams = Streams::Terminal { rows, columns };
+        let request = ExecRequest { command, streams, status: status.into(), root, directory, variables };
+        let started = engine.exec(&caller, &self.id, request).await.map_err(error)?;
+        let terminal = started.terminal.ok_or_else(|| Error::SandboxFailed("init sent no terminal".into()))?;
+        Ok((process_path(&started.process.0, started.process.1), started.pidfd.into(), terminal.into()))
+    }
+
+    async fn start(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let Context { engine, callers } = &self.context;
+        let caller = callers.judge(engine, connection, &header).await?;
+        known(&options, &[])?;
+        engine.start(&caller, &self.id).map(job_path).map_err(error)
+    }
+
+    async fn stop(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let Context { engine, callers } = &self.context;
+        let caller = callers.judge(engine, connection, &header).await?;
+        known(&options, &["timeout"])?;
+        let timeout = Duration::from_millis(option(&options, "timeout")?.unwrap_or(STOP));
+        engine.stop(&caller, &self.id, timeout).map(job_path).map_err(error)
+    }
+
+    async fn destroy(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let Context { engine, callers } = &self.context;
+        let caller = callers.judge(engine, connection, &header).await?;
+        known(&options, &["force"])?;
+        let force = option(&options, "force")?.unwrap_or(false);
+        engine.destroy(&caller, &self.id, force).map(job_path).map_err(error)
+    }
+
+    async fn get_lock(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        self.context.callers.judge(&self.context.engine, connection, &header).await?;
+        known(&options, &[])?;
+        self.context.engine.lock_text(&self.id).map_err(error)
+    }
+
+    async fn get_manifest(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        self.context.callers.judge(&self.context.engine, connection, &header).await?;
+        known(&options, &[])?;
+        self.context.engine.manifest_text(&self.id).map_err(error)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    #[zbus(property)]
+    fn name(&self) -> fdo::Result<String> {
+        Ok(self.info()?.name)
+    }
+
+    #[zbus(property)]
+    fn state(&self) -> fdo::Result<String> {
+        Ok(self.info()?.state.to_string())
+    }
+
+    #[zbus(property)]
+    fn release(&self) -> fdo::Result<String> {
+        Ok(self.info()?.release)
+    }
+
+    #[zbus(property)]
+    fn lock_digest(&self) -> fdo::Result<String> {
+        Ok(self.info()?.lock_digest)
+    }
+
+    #[zbus(property)]
+    fn network(&self) -> fdo::Result<String> {
+        Ok(self.info()?.network)
+    }
+
+    #[zbus(property)]
+    fn mounts(&self) -> fdo::Result<Vec<(String, String, bool)>> {
+        Ok(self.info()?.mounts)
+    }
+
+    #[zbus(property)]
+    fn id_mode(&self) -> fdo::Result<String> {
+        Ok(self.info()?.id_mode)
+    }
+
+    #[zbus(property)]
+    fn created_at(&self) -> fdo::Result<u64> {
+        Ok(self.info()?.created_at)
+    }
+
+    #[zbus(property)]
+    fn built_at(&self) -> fdo::Result<u64> {
+        Ok(self.info()?.built_at)
+    }
+
+    #[zbus(property)]
+    fn sessions(&self) -> fdo::Result<u32> {
+        Ok(self.info()?.sessions)
+    }
+}

@@ -1,0 +1,140 @@
+//! `org.casemate.Casemate1.Manager`.
+
+use casemate_engine::BuildRequest;
+use casemate_interfaces::{Error, environment_path, job_path, release_path};
+use zbus::message::Header;
+use zbus::{Connection, OwnedFd, OwnedObjectPath, interface};
+
+use crate::Context;
+use crate::convert::{Options, error, known, option};
+
+/// Most bytes of a manifest or lock.
+const TEXT_MAX: usize = 1 << 20;
+
+pub struct Manager(pub Context);
+
+fn bounded(what: &str, text: &str) -> Result<(), Error> {
+    if text.len() > TEXT_MAX {
+        return Err(Error::InvalidArgument(format!("the {what} is longer than {TEXT_MAX} bytes")));
+    }
+    Ok(())
+}
+
+#[interface(name = "org.casemate.Casemate1.Manager")]
+impl Manager {
+    async fn fetch_release(
+        &self,
+        reference: &str,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let Context { engine, callers } = &self.0;
+        let caller = callers.judge(engine, connection, &header).await?;
+        known(&options, &[])?;
+        engine.fetch_release(&caller, reference).map(job_path).map_err(error)
+    }
+
+    async fn import_release(
+        &self,
+        name: &str,
+        archive: OwnedFd,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let Context { engine, callers } = &self.0;
+        let caller = callers.judge(engine, connection, &header).await?;
+        known(&options, &[])?;
+        engine.import_release(&caller, name, archive.into()).map(job_path).map_err(error)
+    }
+
+    async fn build(
+        &self,
+        name: &str,
+        manifest: &str,
+        directory: OwnedFd,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let Context { engine, callers } = &self.0;
+        let caller = callers.judge(engine, connection, &header).await?;
+        known(&options, &["lock", "locked", "offline"])?;
+        let lock: Option<String> = option(&options, "lock")?;
+        bounded("manifest", manifest)?;
+        bounded("lock", lock.as_deref().unwrap_or_default())?;
+        let request = BuildRequest {
+            name: name.to_owned(),
+            manifest: manifest.to_owned(),
+            directory: directory.into(),
+            lock,
+            locked: option(&options, "locked")?.unwrap_or(false),
+            offline: option(&options, "offline")?.unwrap_or(false),
+        };
+        engine.build(&caller, request).map(job_path).map_err(error)
+    }
+
+    async fn get_release(
+        &self,
+        reference: &str,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        self.0.callers.judge(&self.0.engine, connection, &header).await?;
+        known(&options, &[])?;
+        self.0.engine.release(reference).map(|info| release_path(&info.reference)).map_err(error)
+    }
+
+    async fn get_environment(
+        &self,
+        selector: &str,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        self.0.callers.judge(&self.0.engine, connection, &header).await?;
+        known(&options, &[])?;
+        self.0.engine.environment(selector).map(|info| environment_path(&info.id)).map_err(error)
+    }
+
+    async fn doctor(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<(String, String, String, String)>, Error> {
+        self.0.callers.judge(&self.0.engine, connection, &header).await?;
+        known(&options, &[])?;
+        let findings = self.0.engine.doctor().await;
+        Ok(findings.into_iter().map(|f| (f.check, f.severity, f.detail, f.remedy)).collect())
+    }
+
+    async fn purge(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let Context { engine, callers } = &self.0;
+        let caller = callers.judge(engine, connection, &header).await?;
+        known(&options, &[])?;
+        engine.purge(&caller).map(job_path).map_err(error)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &str {
+        env!("CARGO_PKG_VERSION")
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn store_format(&self) -> u32 {
+        self.0.engine.store_format()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id_mode(&self) -> String {
+        self.0.engine.id_mode()
+    }
+}
