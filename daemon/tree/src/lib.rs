@@ -64,7 +64,7 @@ fn prepare(store: &OwnedFd, path: &str, children: &[String]) -> Result<TreeResul
 }
 
 fn remove(store: &OwnedFd, paths: &[String], progress: &mut dyn FnMut(u64, u64)) -> Result<TreeResult> {
-    let paths = paths.iter().map(|path| StorePath::parse(path)).collect::<Result<Vec<_>>>()?;
+    let paths = paths.iter().map(|path| StorePath::removable(path)).collect::<Result<Vec<_>>>()?;
     let mut entries = 0;
     for path in paths {
         entries += remove::remove(store, &path, &mut |here| progress(0, entries + here))?;

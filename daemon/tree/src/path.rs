@@ -2,12 +2,22 @@
 
 use crate::error::{Error, Result};
 
-/// A relative path below `staging/`, `layers/` or `uppers/`, of plain components.
+/// A relative path below `staging/`, `layers/` or `uppers/`, of plain components; or one below `objects/`, to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StorePath(String);
 
 impl StorePath {
+    /// A tree's.
     pub fn parse(text: &str) -> Result<Self> {
+        Self::below(text, &["staging", "layers", "uppers"])
+    }
+
+    /// What may be removed: trees, objects, and the directories that hold objects.
+    pub fn removable(text: &str) -> Result<Self> {
+        Self::below(text, &["staging", "layers", "uppers", "objects"])
+    }
+
+    fn below(text: &str, roots: &[&str]) -> Result<Self> {
         let plain = |component: &str| {
             let bytes = component.as_bytes();
             (1..=200).contains(&bytes.len())
@@ -17,7 +27,7 @@ impl StorePath {
         let mut components = text.split('/');
         let first = components.next();
         let rest = components.clone().count();
-        let good = matches!(first, Some("staging" | "layers" | "uppers"))
+        let good = first.is_some_and(|first| roots.contains(&first))
             && (1..=8).contains(&rest)
             && components.all(plain);
         if good {
@@ -75,5 +85,8 @@ mod tests {
         for text in bad {
             assert!(StorePath::parse(text).is_err(), "{text:?}");
         }
+        assert!(StorePath::removable("objects/aa").is_ok());
+        assert!(StorePath::removable("objects").is_err());
+        assert!(StorePath::removable("releases/x").is_err());
     }
 }

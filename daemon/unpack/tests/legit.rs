@@ -120,7 +120,7 @@ fn make_tree(root: &Path, formats: bool) {
     write(b"usr/bin/su", b"#!/bin/sh\n", 0o4755);
     write(b"usr/bin/wall", b"x", 0o2755);
     write(b"etc/shadow", b"root:*:\n", 0o640);
-    write(b"etc/empty", b"", 0o000);
+    write(b"etc/empty", b"", 0o400);
     write(b"-rf", b"dash", 0o644);
     write(b"with space\nand newline", b"odd", 0o644);
     write(b"not utf-8 \xff\xfe", b"odd", 0o644);

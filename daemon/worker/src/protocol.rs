@@ -295,7 +295,7 @@ pub enum TreeRequest {
     /// `layers/<digest>`. An upper's overlay marks are kept or dropped as DESIGN.md says.
     Ingest { path: String },
     /// Remove each of these trees, whole. One that is not there is no error. Objects that only these trees used stay:
-    /// that is `gc`'s.
+    /// that is `gc`'s, and `purge`'s, which may name `objects/ab` and what is in there as well.
     Remove { paths: Vec<String> },
     /// Walk a layer: listing against its digest, tree against the listing, objects against their names.
     Verify { layer: String },
