@@ -24,7 +24,7 @@ use crate::walk::{self, Directory, Visitor, open_beneath, open_directory};
 
 /// Damages that are told one by one; the rest is counted.
 const TOLD: usize = 500;
-/// Most bytes of one told damage.
+/// Most characters of one told damage.
 const TOLD_LENGTH: usize = 1000;
 const QUEUE: usize = 512;
 
@@ -37,9 +37,7 @@ struct Damage {
 impl Damage {
     fn add(&mut self, text: impl FnOnce() -> String) {
         if self.told.len() < TOLD {
-            let mut text = text();
-            text.truncate(text.floor_char_boundary(TOLD_LENGTH));
-            self.told.push(text);
+            self.told.push(text().chars().take(TOLD_LENGTH).collect());
         } else {
             self.more += 1;
         }

@@ -177,7 +177,7 @@ impl Chunks {
     }
 
     /// The next chunk; empty at the end.
-    pub fn next(&mut self) -> io::Result<Vec<u8>> {
+    pub fn receive(&mut self) -> io::Result<Vec<u8>> {
         self.filled.recv().unwrap_or_else(|_| Err(io::Error::other("the decoder died")))
     }
 

@@ -97,7 +97,7 @@ pub fn work(
     for archive in &archives {
         Crew::run(&spool, &tell, |crew| {
             let mut reader = archive.read(&spool);
-            while let Some(member) = reader.next()? {
+            while let Some(member) = reader.next_member()? {
                 if let Some(item) = judge.item(member)? {
                     extractor.extract(item, reader.input().position(), crew)?;
                 }
@@ -130,7 +130,7 @@ fn judge_one(input: Tee<'_>, judge: &mut Judge, members: &Cell<u64>) -> Result<u
     judge.next_package();
     let mut reader = TarReader::new(input);
     let before = judge.members;
-    while let Some(member) = reader.next()? {
+    while let Some(member) = reader.next_member()? {
         if let Some(item) = judge.item(member)? {
             judge.admit(&item)?;
         }
@@ -151,7 +151,7 @@ fn finish_one(
 ) -> Result<()> {
     let mut reader = archive.read(spool);
     let mut last_parent: Option<Vec<u8>> = None;
-    while let Some(member) = reader.next()? {
+    while let Some(member) = reader.next_member()? {
         let Some(item) = judge.item(member)? else { continue };
         let parent = item.path.iter().rposition(|&b| b == b'/').map_or(&b""[..], |slash| &item.path[..slash]);
         if last_parent.as_deref() != Some(parent) {

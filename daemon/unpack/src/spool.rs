@@ -32,7 +32,7 @@ impl<'a> Tee<'a> {
         if self.position < self.chunk.len() || self.done {
             return Ok(());
         }
-        let next = self.chunks.next()?;
+        let next = self.chunks.receive()?;
         self.chunks.recycle(std::mem::replace(&mut self.chunk, next));
         self.position = 0;
         self.done = self.chunk.is_empty();

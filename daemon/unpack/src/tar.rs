@@ -51,7 +51,7 @@ pub struct Member {
     pub device: (u64, u64),
 }
 
-/// Reads members off a stream. After [`TarReader::next`] the input stands at the member's data, which the next call skips.
+/// Reads members off a stream. After [`TarReader::next_member`] the input stands at the member's data, which the next call skips.
 #[derive(Debug)]
 pub struct TarReader<R> {
     input: R,
@@ -97,7 +97,7 @@ impl<R: Skip> TarReader<R> {
     }
 
     /// The next member; `None` at a clean end, after which nothing but zeros may follow: see [`TarReader::finish`].
-    pub fn next(&mut self) -> Result<Option<Member>> {
+    pub fn next_member(&mut self) -> Result<Option<Member>> {
         self.input.skip(self.left + self.padding).map_err(|error| self.cut(error))?;
         (self.left, self.padding) = (0, 0);
         let mut extensions = Extensions::default();

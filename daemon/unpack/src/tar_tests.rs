@@ -20,7 +20,7 @@ impl Skip for Bytes<'_> {
 fn members(bytes: &[u8]) -> Result<Vec<Member>> {
     let mut reader = TarReader::new(Bytes(bytes));
     let mut members = Vec::new();
-    while let Some(member) = reader.next()? {
+    while let Some(member) = reader.next_member()? {
         members.push(member);
     }
     reader.finish()?;
