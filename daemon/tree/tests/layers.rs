@@ -375,7 +375,8 @@ fn every_flipped_byte_of_a_listing_is_found() {
 #[test]
 fn unfit_trees_are_refused() {
     let fixture = Fixture::new();
-    let cases: &[(&str, fn(&Path))] = &[
+    type Make = fn(&Path);
+    let cases: &[(&str, Make)] = &[
         ("redirect", |tree| {
             std::fs::create_dir(tree.join("d")).unwrap();
             set_xattr(&tree.join("d"), "user.overlay.redirect", b"/etc");

@@ -15,8 +15,8 @@ use casemate_worker::protocol::UnpackLimits;
 use crate::error::{Error, Result};
 
 const CHUNK: usize = 256 << 10;
-/// Chunks on their way from the decoder.
-const AHEAD: usize = 4;
+/// Chunks on their way from the decoder: enough for a small package whole, which then is ready when its turn comes.
+const AHEAD: usize = 16;
 /// Below this, a ratio says nothing.
 const RATIO_FROM: u64 = 64 << 20;
 
@@ -136,22 +136,23 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Begin to decode. `spent` is what earlier slices of the same request have taken of the limit on bytes.
-    pub fn start(slice: Slice, limits: &UnpackLimits, spent: u64) -> Result<Self> {
+    /// Begin to decode. `spent` counts the bytes of all slices of a request.
+    pub fn start(slice: Slice, limits: &UnpackLimits, spent: &Arc<AtomicU64>) -> Result<Self> {
         let consumed = slice.consumed.clone();
         let mut decoder = Decoder::new(slice, limits.decoder_memory)?;
         let (fill, filled) = sync_channel(AHEAD);
         let (empty, emptied) = sync_channel::<Vec<u8>>(AHEAD + 2);
         let (bytes, ratio) = (limits.bytes, limits.ratio);
+        let spent = spent.clone();
         let decode = move || {
-            let mut total = spent;
+            let mut own = 0u64;
             loop {
                 let mut chunk = emptied.try_recv().unwrap_or_default();
                 let result = next_chunk(decoder.reader(), &mut chunk).and_then(|()| {
-                    total += chunk.len() as u64;
+                    let length = chunk.len() as u64;
+                    own += length;
                     let compressed = consumed.load(Ordering::Relaxed).max(1);
-                    let own = total - spent;
-                    if total > bytes {
+                    if spent.fetch_add(length, Ordering::Relaxed) + length > bytes {
                         Err(io::Error::other(Passed { what: "decompressed bytes", limit: bytes }))
                     } else if own > RATIO_FROM && own / compressed > ratio {
                         Err(io::Error::other(Passed {

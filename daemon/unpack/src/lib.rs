@@ -63,13 +63,12 @@ pub fn work(
     };
     let mut judge = Judge::new(source, *limits);
     let mut archives: Vec<Archive<'_>> = Vec::new();
-    let mut add = |name, slice: Result<Slice>| {
+    let spent = Arc::default();
+    let start = |slice: Result<Slice>| slice.and_then(|slice| Chunks::start(slice, limits, &spent));
+    let mut add = |name, chunks: Result<Chunks>| {
         let start = archives.last().map_or(0, |archive: &Archive<'_>| archive.end);
-        let end = slice
-            .and_then(|slice| {
-                let chunks = Chunks::start(slice, limits, start)?;
-                judge_one(Tee::new(chunks, spool.clone(), start, &tick), &mut judge, &members)
-            })
+        let end = chunks
+            .and_then(|chunks| judge_one(Tee::new(chunks, spool.clone(), start, &tick), &mut judge, &members))
             .map_err(|error| error.failure(name))?;
         archives.push(Archive { name, start, end });
         Ok(())
@@ -78,11 +77,18 @@ pub fn work(
         UnpackRequest::Image { .. } => {
             let size =
                 input.metadata().map_err(|e| Error::io("look at the archive")(e).failure("archive"))?.len();
-            add("archive", Slice::new(input, 0, size))?;
+            add("archive", start(Slice::new(input, 0, size)))?;
         }
         UnpackRequest::Packages { items, .. } => {
-            for item in items {
-                add(&item.name, Slice::new(input.clone(), item.offset, item.length).and_then(deb::data))?;
+            let open = |item: &casemate_worker::protocol::Slice| {
+                start(Slice::new(input.clone(), item.offset, item.length).and_then(deb::data))
+            };
+            // While one package is judged, the next one is decoded.
+            let mut next = items.first().map(open);
+            for (index, item) in items.iter().enumerate() {
+                let Some(chunks) = next.take() else { break };
+                next = items.get(index + 1).map(open);
+                add(&item.name, chunks)?;
             }
         }
     }
