@@ -44,7 +44,10 @@ pub fn process_path(environment: &str, session: u64) -> OwnedObjectPath {
 mod tests {
     #[test]
     fn no_two_texts_share_a_path() {
-        assert_eq!(super::release_path("debian/bookworm").as_str(), "/org/casemate/Casemate1/release/debian_2fbookworm");
+        assert_eq!(
+            super::release_path("debian/bookworm").as_str(),
+            "/org/casemate/Casemate1/release/debian_2fbookworm"
+        );
         assert_ne!(super::release_path("a_b"), super::release_path("a/b"));
         assert_ne!(super::release_path("1"), super::release_path("_31"));
     }

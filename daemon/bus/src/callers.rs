@@ -59,15 +59,23 @@ fn ancestry(namespace: OwnedFd) -> std::io::Result<Vec<u64>> {
 
 impl Callers {
     pub fn new() -> Result<Self, String> {
-        let own = open("/proc/self/ns/pid").and_then(identity).map_err(|error| format!("/proc/self/ns/pid: {error}"))?;
+        let own = open("/proc/self/ns/pid")
+            .and_then(identity)
+            .map_err(|error| format!("/proc/self/ns/pid: {error}"))?;
         Ok(Self { pid_namespace: own, uid: rustix::process::getuid().as_raw(), judged: Mutex::default() })
     }
 
     /// Judge the sender of a message.
-    pub async fn judge(&self, engine: &Engine, connection: &Connection, header: &Header<'_>) -> Result<Caller, Error> {
+    pub async fn judge(
+        &self,
+        engine: &Engine,
+        connection: &Connection,
+        header: &Header<'_>,
+    ) -> Result<Caller, Error> {
         let sender = header.sender().ok_or_else(|| denied("the message has no sender"))?.to_string();
         let inside = engine.environment_namespaces();
-        let known = self.judged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&sender).cloned();
+        let known =
+            self.judged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&sender).cloned();
         let ancestors = match known {
             Some(ancestors) => ancestors,
             None => {
@@ -86,10 +94,17 @@ impl Callers {
         Ok(Caller(sender))
     }
 
-    async fn credentials(&self, connection: &Connection, sender: &str) -> Result<(u32, u32, Option<OwnedFd>), Error> {
+    async fn credentials(
+        &self,
+        connection: &Connection,
+        sender: &str,
+    ) -> Result<(u32, u32, Option<OwnedFd>), Error> {
         let bus = zbus::fdo::DBusProxy::new(connection).await?;
         let name = BusName::try_from(sender).map_err(|error| denied(error))?;
-        let credentials = bus.get_connection_credentials(name).await.map_err(|error| denied(format!("its bus connection is gone: {error}")))?;
+        let credentials = bus
+            .get_connection_credentials(name)
+            .await
+            .map_err(|error| denied(format!("its bus connection is gone: {error}")))?;
         let uid = credentials.unix_user_id().ok_or_else(|| denied("the bus does not tell its user"))?;
         let pid = credentials.process_id().ok_or_else(|| denied("the bus does not tell its process"))?;
         let held = credentials.into_process_fd().map(OwnedFd::from);
@@ -102,17 +117,22 @@ impl Callers {
         if uid != self.uid {
             return Err(denied(format!("it is user {uid}'s, this daemon serves user {}", self.uid)));
         }
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| denied("it is in another pid namespace"))?;
+        let raw = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| denied("it is in another pid namespace"))?;
         let by_bus = held.is_some();
         let process = match held {
             Some(process) => process,
-            None => pidfd_open(raw, PidfdFlags::empty()).map_err(|error| denied(format!("its process is gone: {error}")))?,
+            None => pidfd_open(raw, PidfdFlags::empty())
+                .map_err(|error| denied(format!("its process is gone: {error}")))?,
         };
         let look = || -> std::io::Result<((u64, u64), Vec<u64>)> {
             let pids = identity(open(&format!("/proc/{pid}/ns/pid"))?)?;
             Ok((pids, ancestry(open(&format!("/proc/{pid}/ns/user"))?)?))
         };
-        let (pids, ancestors) = look().map_err(|error| denied(format!("its namespaces cannot be read: {error}")))?;
+        let (pids, ancestors) =
+            look().map_err(|error| denied(format!("its namespaces cannot be read: {error}")))?;
         if !by_bus {
             // The connection lives, and the bus names the same pid: what was read was the caller's, not a successor's.
             let (_, again, _) = self.credentials(connection, sender).await?;

@@ -73,9 +73,15 @@ async fn changed(
     zbus::fdo::Properties::properties_changed(&emitter, name, values, Cow::Borrowed(&[])).await
 }
 
-async fn job_changed(connection: &Connection, context: &Context, id: u64, told: &mut HashSet<u64>) -> zbus::Result<()> {
+async fn job_changed(
+    connection: &Connection,
+    context: &Context,
+    id: u64,
+    told: &mut HashSet<u64>,
+) -> zbus::Result<()> {
     let Ok(info) = context.engine.job(id) else { return Ok(()) };
-    let error = info.error.map_or_else(Default::default, |(kind, text)| (crate::convert::error_name(kind), text));
+    let error =
+        info.error.map_or_else(Default::default, |(kind, text)| (crate::convert::error_name(kind), text));
     let result: HashMap<String, String> = info.result.into_iter().collect();
     let state = state_name(info.state);
     let values = HashMap::from([
@@ -112,7 +118,12 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
     changed(connection, environment_path(id), "org.casemate.Casemate1.Environment", values).await
 }
 
-async fn tell(connection: &Connection, context: &Context, change: Change, told: &mut HashSet<u64>) -> zbus::Result<()> {
+async fn tell(
+    connection: &Connection,
+    context: &Context,
+    change: Change,
+    told: &mut HashSet<u64>,
+) -> zbus::Result<()> {
     let server = connection.object_server();
     match change {
         Change::ReleaseAdded(reference) => add_release(connection, context, &reference).await?,

@@ -56,8 +56,12 @@ pub fn error_name(kind: ErrorKind) -> String {
 pub fn known(options: &Options, keys: &[&str]) -> Result<(), Error> {
     match options.keys().find(|key| !keys.contains(&key.as_str())) {
         None => Ok(()),
-        Some(key) if keys.is_empty() => Err(Error::InvalidArgument(format!("unknown option {key:?}; this method has none"))),
-        Some(key) => Err(Error::InvalidArgument(format!("unknown option {key:?}; known: {}", keys.join(", ")))),
+        Some(key) if keys.is_empty() => {
+            Err(Error::InvalidArgument(format!("unknown option {key:?}; this method has none")))
+        }
+        Some(key) => {
+            Err(Error::InvalidArgument(format!("unknown option {key:?}; known: {}", keys.join(", "))))
+        }
     }
 }
 

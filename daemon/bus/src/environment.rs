@@ -24,8 +24,10 @@ pub struct Environment {
 
 /// What may become a session's stream: nothing that could be reopened from inside with other rights.
 fn judge_stream(name: &str, descriptor: impl AsFd) -> Result<(), Error> {
-    let refused = |what: &str| Err(Error::InvalidArgument(format!("{name} is {what}; relay it through a pipe")));
-    let stat = rustix::fs::fstat(&descriptor).map_err(|error| Error::InvalidArgument(format!("{name}: {error}")))?;
+    let refused =
+        |what: &str| Err(Error::InvalidArgument(format!("{name} is {what}; relay it through a pipe")));
+    let stat =
+        rustix::fs::fstat(&descriptor).map_err(|error| Error::InvalidArgument(format!("{name}: {error}")))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Fifo | FileType::Socket => Ok(()),
         FileType::CharacterDevice if !rustix::termios::isatty(&descriptor) => Ok(()),
@@ -70,7 +72,10 @@ fn asked(command: &[String], options: &Options) -> Result<Asked, Error> {
 
 impl Environment {
     fn info(&self) -> fdo::Result<EnvironmentInfo> {
-        self.context.engine.environment(&self.id).map_err(|error| fdo::Error::UnknownObject(error.to_string()))
+        self.context
+            .engine
+            .environment(&self.id)
+            .map_err(|error| fdo::Error::UnknownObject(error.to_string()))
     }
 }
 
@@ -122,7 +127,8 @@ impl Environment {
         let streams = Streams::Terminal { rows, columns };
         let request = ExecRequest { command, streams, status: status.into(), root, directory, variables };
         let started = engine.exec(&caller, &self.id, request).await.map_err(error)?;
-        let terminal = started.terminal.ok_or_else(|| Error::SandboxFailed("init sent no terminal".into()))?;
+        let terminal =
+            started.terminal.ok_or_else(|| Error::SandboxFailed("init sent no terminal".into()))?;
         Ok((process_path(&started.process.0, started.process.1), started.pidfd.into(), terminal.into()))
     }
 

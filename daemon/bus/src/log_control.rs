@@ -11,8 +11,14 @@ pub struct LogControl(pub Filter);
 
 /// syslog's names and ours.
 const LEVELS: &[(&str, &str)] = &[
-    ("debug", "debug"), ("info", "info"), ("notice", "info"), ("warning", "warn"), ("err", "error"), ("crit", "error"),
-    ("alert", "error"), ("emerg", "error"),
+    ("debug", "debug"),
+    ("info", "info"),
+    ("notice", "info"),
+    ("warning", "warn"),
+    ("err", "error"),
+    ("crit", "error"),
+    ("alert", "error"),
+    ("emerg", "error"),
 ];
 
 #[interface(name = "org.freedesktop.LogControl1")]

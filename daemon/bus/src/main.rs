@@ -59,13 +59,16 @@ fn text(names: &[&str]) -> String {
 fn settings(options: &Options) -> Result<Settings, String> {
     let uid = nix::unistd::getuid();
     if uid.is_root() || nix::unistd::geteuid().is_root() {
-        return Err("casemated serves an ordinary user and does not run as root; start it as that user".into());
+        return Err(
+            "casemated serves an ordinary user and does not run as root; start it as that user".into()
+        );
     }
     let user = nix::unistd::User::from_uid(uid).ok().flatten();
     let home = variable("HOME")
         .or_else(|| user.as_ref().map(|user| user.dir.clone()))
         .ok_or("HOME is not set and /etc/passwd has no entry for you; set HOME")?;
-    let user_name = user.map(|user| user.name).or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| uid.to_string());
+    let user_name =
+        user.map(|user| user.name).or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| uid.to_string());
     let runtime = variable("XDG_RUNTIME_DIR")
         .ok_or("XDG_RUNTIME_DIR is not set; log in through systemd-logind, or set it to a directory of your own (mode 0700)")?;
     let own = std::env::current_exe()
@@ -75,10 +78,9 @@ fn settings(options: &Options) -> Result<Settings, String> {
     let data = options.data.clone().unwrap_or_else(|| own.join("../../share/casemate"));
     let configuration = variable("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("casemate");
     Ok(Settings {
-        store: options
-            .store
-            .clone()
-            .unwrap_or_else(|| variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("casemate")),
+        store: options.store.clone().unwrap_or_else(|| {
+            variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("casemate")
+        }),
         cache: variable("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache")).join("casemate"),
         runtime: runtime.join("casemate"),
         configuration: vec![configuration, PathBuf::from("/etc/casemate"), data],
@@ -107,14 +109,15 @@ async fn serve(options: Options, filter: log_control::Filter) -> Result<(), Stri
             .build()
             .await
     };
-    let connection = connect.await.map_err(|error| format!("cannot reach the session bus: {error}; is DBUS_SESSION_BUS_ADDRESS right?"))?;
+    let connection = connect.await.map_err(|error| {
+        format!("cannot reach the session bus: {error}; is DBUS_SESSION_BUS_ADDRESS right?")
+    })?;
     changes::add_all(&connection, &context).await.map_err(|error| error.to_string())?;
     let follower = tokio::spawn(changes::follow(connection.clone(), context.clone(), received));
     let flags = zbus::fdo::RequestNameFlags::DO_NOT_QUEUE;
-    connection
-        .request_name_with_flags(casemate_interfaces::NAME, flags.into())
-        .await
-        .map_err(|error| format!("{} is taken on this bus: {error}; another casemated runs", casemate_interfaces::NAME))?;
+    connection.request_name_with_flags(casemate_interfaces::NAME, flags.into()).await.map_err(|error| {
+        format!("{} is taken on this bus: {error}; another casemated runs", casemate_interfaces::NAME)
+    })?;
     tracing::info!("ready");
     notify(&[sd_notify::NotifyState::Ready]);
     wait_for_end(&engine, options.idle_exit).await.map_err(|error| error.to_string())?;

@@ -159,8 +159,15 @@ pub struct BuildRequest {
 
 pub enum Streams {
     /// Standard input, output and error. Pipes, sockets and character devices that are no terminals.
-    Given { input: OwnedFd, output: OwnedFd, error: OwnedFd },
-    Terminal { rows: u16, columns: u16 },
+    Given {
+        input: OwnedFd,
+        output: OwnedFd,
+        error: OwnedFd,
+    },
+    Terminal {
+        rows: u16,
+        columns: u16,
+    },
 }
 
 pub struct ExecRequest {

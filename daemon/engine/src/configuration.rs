@@ -164,18 +164,24 @@ fn one_line(text: &str, suite: &str, component: &str) -> Vec<String> {
 /// Paragraphs of `Types`, `URIs`, `Suites`, `Components`.
 fn deb822(text: &str, suite: &str, component: &str) -> Vec<String> {
     let mut urls = Vec::new();
-    let plain: String = text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
+    let plain: String =
+        text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
     for paragraph in plain.split("\n\n") {
         let field = |name: &str| -> Vec<&str> {
             let mut lines = paragraph.lines().skip_while(|line| {
                 line.split_once(':').is_none_or(|(field, _)| !field.trim().eq_ignore_ascii_case(name))
             });
-            let Some((_, first)) = lines.next().and_then(|line| line.split_once(':')) else { return Vec::new() };
+            let Some((_, first)) = lines.next().and_then(|line| line.split_once(':')) else {
+                return Vec::new();
+            };
             let more = lines.take_while(|line| line.starts_with([' ', '\t']));
             first.split_whitespace().chain(more.flat_map(str::split_whitespace)).collect()
         };
         let enabled = !field("Enabled").first().is_some_and(|value| value.eq_ignore_ascii_case("no"));
-        if enabled && field("Types").contains(&"deb") && field("Suites").contains(&suite) && field("Components").contains(&component)
+        if enabled
+            && field("Types").contains(&"deb")
+            && field("Suites").contains(&suite)
+            && field("Components").contains(&component)
         {
             urls.extend(field("URIs").iter().map(|url| (*url).to_owned()));
         }
@@ -198,7 +204,10 @@ mod tests {
     fn deb822_style() {
         let text = "Types: deb deb-src\n# comment\nURIs: https://a.example/debian\n  https://b.example/debian\nSuites: bookworm bookworm-updates\n\
                     Components: main\n\nTypes: deb\nEnabled: no\nURIs: https://c.example/debian\nSuites: bookworm\nComponents: main\n";
-        assert_eq!(deb822(text, "bookworm", "main"), ["https://a.example/debian", "https://b.example/debian"]);
+        assert_eq!(
+            deb822(text, "bookworm", "main"),
+            ["https://a.example/debian", "https://b.example/debian"]
+        );
         assert!(deb822(text, "trixie", "main").is_empty());
     }
 }

@@ -42,7 +42,6 @@ pub enum ControlError {
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
     pub pid: rustix::process::Pid,
-    pub uid: u32,
 }
 
 pub struct Control {
@@ -52,8 +51,9 @@ pub struct Control {
 /// The socket that init is to listen on, bound where later daemons find it.
 pub fn bind(path: &Path) -> Result<OwnedFd, ControlError> {
     let connect = |source| ControlError::Connect { path: path.to_owned(), source };
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .map_err(connect)?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(connect)?;
     let address = SocketAddrUnix::new(path).map_err(connect)?;
     rustix::net::bind(&socket, &address).map_err(connect)?;
     Ok(socket)
@@ -63,7 +63,8 @@ impl Control {
     pub fn connect(path: &Path) -> Result<Self, ControlError> {
         let failed = |source| ControlError::Connect { path: path.to_owned(), source };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed)?;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(failed)?;
         let address = SocketAddrUnix::new(path).map_err(failed)?;
         rustix::net::connect(&socket, &address).map_err(failed)?;
         // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
@@ -73,7 +74,7 @@ impl Control {
 
     pub fn peer(&self) -> Result<Peer, ControlError> {
         let credentials = rustix::net::sockopt::socket_peercred(self.socket.get_ref())?;
-        Ok(Peer { pid: credentials.pid, uid: credentials.uid.as_raw() })
+        Ok(Peer { pid: credentials.pid })
     }
 
     async fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
@@ -97,7 +98,9 @@ impl Control {
             match sent {
                 Ok(_) => return Ok(()),
                 Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
-                Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Err(ControlError::Closed),
+                Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {
+                    return Err(ControlError::Closed);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -144,7 +147,8 @@ impl Control {
             self.send(request, descriptors).await?;
             self.receive().await
         };
-        let (bytes, received) = tokio::time::timeout(ANSWER, exchange).await.map_err(|_| ControlError::Silent)??;
+        let (bytes, received) =
+            tokio::time::timeout(ANSWER, exchange).await.map_err(|_| ControlError::Silent)??;
         match parse(&bytes)? {
             Reply::Refused { message } => Err(ControlError::Refused(message)),
             reply => Ok((reply, received)),
@@ -155,11 +159,6 @@ impl Control {
     pub async fn notice(&self) -> Result<Notice, ControlError> {
         let (bytes, _) = self.receive().await?;
         parse(&bytes)
-    }
-
-    /// Until init is gone, whatever else it says.
-    pub async fn closed(&self) {
-        while self.receive().await.is_ok() {}
     }
 }
 

@@ -16,7 +16,9 @@ fn read(path: &str) -> Option<String> {
 pub async fn examine(inner: &Inner) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.push(match inner.workers.ids() {
-        IdMode::Range { uid_start, .. } => finding("ids", "ok", format!("a range of 65536 from {uid_start}"), ""),
+        IdMode::Range { uid_start, .. } => {
+            finding("ids", "ok", format!("a range of 65536 from {uid_start}"), "")
+        }
         IdMode::Single { reason, .. } => finding(
             "ids",
             "degraded",
@@ -25,9 +27,19 @@ pub async fn examine(inner: &Inner) -> Vec<Finding> {
         ),
     });
     findings.push(match read("/proc/sys/user/max_user_namespaces").as_deref() {
-        Some("0") => finding("user namespaces", "broken", "switched off", "as root: sysctl -w user.max_user_namespaces=15000"),
+        Some("0") => finding(
+            "user namespaces",
+            "broken",
+            "switched off",
+            "as root: sysctl -w user.max_user_namespaces=15000",
+        ),
         _ => match read("/proc/sys/kernel/unprivileged_userns_clone").as_deref() {
-            Some("0") => finding("user namespaces", "broken", "switched off", "as root: sysctl -w kernel.unprivileged_userns_clone=1"),
+            Some("0") => finding(
+                "user namespaces",
+                "broken",
+                "switched off",
+                "as root: sysctl -w kernel.unprivileged_userns_clone=1",
+            ),
             _ => finding("user namespaces", "ok", "there", ""),
         },
     });
@@ -47,25 +59,54 @@ pub async fn examine(inner: &Inner) -> Vec<Finding> {
     });
     let modules = read("/sys/kernel/security/lsm");
     findings.push(match modules {
-        Some(list) if list.split(',').any(|name| name == "landlock") => finding("Landlock", "ok", "in force", ""),
-        Some(_) => finding("Landlock", "degraded", "not in force: one layer less around workers, no host network", "boot with lsm=landlock,…"),
-        None => finding("Landlock", "ok", "not told by this kernel; workers say at start which layers they have", ""),
+        Some(list) if list.split(',').any(|name| name == "landlock") => {
+            finding("Landlock", "ok", "in force", "")
+        }
+        Some(_) => finding(
+            "Landlock",
+            "degraded",
+            "not in force: one layer less around workers, no host network",
+            "boot with lsm=landlock,…",
+        ),
+        None => finding(
+            "Landlock",
+            "ok",
+            "not told by this kernel; workers say at start which layers they have",
+            "",
+        ),
     });
-    let bundle = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-    findings.push(if bundle.iter().any(|path| std::path::Path::new(path).exists()) || !inner.settings.ssl_cert_file.is_empty() {
-        finding("certificates", "ok", "there", "")
-    } else {
-        finding("certificates", "broken", "no CA certificates: nothing can be fetched", "install the package ca-certificates")
-    });
+    let bundle =
+        ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+    findings.push(
+        if bundle.iter().any(|path| std::path::Path::new(path).exists())
+            || !inner.settings.ssl_cert_file.is_empty()
+        {
+            finding("certificates", "ok", "there", "")
+        } else {
+            finding(
+                "certificates",
+                "broken",
+                "no CA certificates: nothing can be fetched",
+                "install the package ca-certificates",
+            )
+        },
+    );
     findings.push(match inner.store.free_bytes() {
-        Ok(free) if free < 1 << 30 => finding("disk", "degraded", format!("{free} bytes free for the store"), "free some space"),
+        Ok(free) if free < 1 << 30 => {
+            finding("disk", "degraded", format!("{free} bytes free for the store"), "free some space")
+        }
         Ok(free) => finding("disk", "ok", format!("{} GiB free for the store", free >> 30), ""),
         Err(error) => finding("disk", "broken", error.to_string(), "check the store's file system"),
     });
     for name in ["casemate-fetch", "casemate-index", "casemate-unpack", "casemate-tree"] {
         let path = inner.settings.libexec.join(name);
         if !path.is_file() {
-            findings.push(finding("workers", "broken", format!("{} is missing", path.display()), "install Casemate anew"));
+            findings.push(finding(
+                "workers",
+                "broken",
+                format!("{} is missing", path.display()),
+                "install Casemate anew",
+            ));
         }
     }
     findings

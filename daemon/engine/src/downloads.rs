@@ -100,7 +100,12 @@ impl Downloads {
     }
 }
 
-fn copy(from: &mut impl Read, mut to: Option<&mut File>, expected: &Expected, path: &Path) -> Result<(), Error> {
+fn copy(
+    from: &mut impl Read,
+    mut to: Option<&mut File>,
+    expected: &Expected,
+    path: &Path,
+) -> Result<(), Error> {
     let mut hasher = Sha256::new();
     let mut block = vec![0; BLOCK];
     let mut size = 0u64;
@@ -128,14 +133,12 @@ fn copy(from: &mut impl Read, mut to: Option<&mut File>, expected: &Expected, pa
     Ok(())
 }
 
-/// Hash a file that was fetched or made elsewhere.
-pub fn check(file: &mut File, expected: &Expected, path: &Path) -> Result<(), Error> {
-    file.seek(SeekFrom::Start(0)).map_err(Error::io("rewind", path))?;
-    copy(file, None, expected, path)
-}
-
 /// One file that holds all of `expected`, one after the other, from the cache; and where each lies.
-pub fn concatenate(downloads: &Downloads, expected: &[Expected], into: OwnedFd) -> Result<(OwnedFd, Vec<u64>), Error> {
+pub fn concatenate(
+    downloads: &Downloads,
+    expected: &[Expected],
+    into: OwnedFd,
+) -> Result<(OwnedFd, Vec<u64>), Error> {
     let mut out = File::from(into);
     let mut offsets = Vec::with_capacity(expected.len());
     let mut offset = 0;
@@ -162,7 +165,13 @@ mod tests {
     fn a_flipped_bit_in_the_cache_is_never_served() {
         let directory = std::env::temp_dir().join(format!("casemate-downloads-{}", std::process::id()));
         let downloads = Downloads::open(&directory).expect("cache");
-        let mut source = File::options().create(true).truncate(true).read(true).write(true).open(directory.join("source")).expect("file");
+        let mut source = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(directory.join("source"))
+            .expect("file");
         source.write_all(b"--content--").expect("write");
         let wanted = expected(b"content");
         downloads.put(&mut source, 2, &wanted).expect("put");

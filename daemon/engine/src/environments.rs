@@ -49,9 +49,13 @@ pub(crate) struct Judged {
 }
 
 impl Inner {
-    pub(crate) fn with_judge<T>(&self, judge: impl FnOnce(&mounts::Judge<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn with_judge<T>(
+        &self,
+        judge: impl FnOnce(&mounts::Judge<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let policy = configuration::policy(&self.settings.configuration)?;
-        let mut own = vec![self.settings.store.clone(), self.settings.cache.clone(), self.settings.runtime.clone()];
+        let mut own =
+            vec![self.settings.store.clone(), self.settings.cache.clone(), self.settings.runtime.clone()];
         own.extend(self.settings.configuration.first().cloned());
         judge(&mounts::Judge { policy: &policy, home: &self.settings.home, own: &own })
     }
@@ -73,7 +77,15 @@ impl Inner {
             manifest
                 .mounts
                 .values()
-                .map(|mount| mounts::judge_new(judge, request.directory.as_fd(), &mount.source, &mount.target, mount.read_only))
+                .map(|mount| {
+                    mounts::judge_new(
+                        judge,
+                        request.directory.as_fd(),
+                        &mount.source,
+                        &mount.target,
+                        mount.read_only,
+                    )
+                })
                 .collect()
         })?;
         if !manifest.runtime.resource_limits.is_empty() {
@@ -81,12 +93,23 @@ impl Inner {
                 "[runtime.resource_limits] cannot be enforced by this version of Casemate; remove the section".into(),
             ));
         }
-        let lock = request.lock.as_deref().map(Lock::parse).transpose().map_err(|error| Error::Lock(error.to_string()))?;
+        let lock = request
+            .lock
+            .as_deref()
+            .map(Lock::parse)
+            .transpose()
+            .map_err(|error| Error::Lock(error.to_string()))?;
         if request.locked {
             match &lock {
-                None => return Err(Error::Lock("not found, but --locked asks for it; build once without --locked".into())),
+                None => {
+                    return Err(Error::Lock(
+                        "not found, but --locked asks for it; build once without --locked".into(),
+                    ));
+                }
                 Some(lock) if !lock.fits(&manifest) => {
-                    return Err(Error::Lock("it was made for another manifest; build once without --locked".into()));
+                    return Err(Error::Lock(
+                        "it was made for another manifest; build once without --locked".into(),
+                    ));
                 }
                 Some(_) => {}
             }
@@ -103,18 +126,24 @@ impl Inner {
         })
     }
 
-    pub(crate) async fn build(self: Arc<Self>, job: Job, name: Name, judged: Judged) -> Result<Vec<(String, String)>, Error> {
-        let base = self.release_record(&judged.release)?.filter(ReleaseRecord::is_there).ok_or_else(|| Error::NotFound {
-            what: "release",
-            name: judged.release.to_string(),
-            remedy: "fetch it first with `casemate release fetch`",
-        })?;
+    pub(crate) async fn build(
+        self: Arc<Self>,
+        job: Job,
+        name: Name,
+        judged: Judged,
+    ) -> Result<Vec<(String, String)>, Error> {
+        let base =
+            self.release_record(&judged.release)?.filter(ReleaseRecord::is_there).ok_or_else(|| {
+                Error::NotFound {
+                    what: "release",
+                    name: judged.release.to_string(),
+                    remedy: "fetch it first with `casemate release fetch`",
+                }
+            })?;
         let existing = self.find(name.as_str());
         if let Some((id, environment)) = &existing {
-            let lock_is_current = judged
-                .lock
-                .as_ref()
-                .is_none_or(|lock| lock.digest() == environment.lock_digest);
+            let lock_is_current =
+                judged.lock.as_ref().is_none_or(|lock| lock.digest() == environment.lock_digest);
             if environment.manifest_digest == judged.manifest.digest()
                 && environment.layers.ends_with(&base.layers)
                 && environment.mounts == judged.mounts
@@ -157,7 +186,9 @@ impl Inner {
             }
             _ if wanted.is_empty() => Lock::new(&judged.manifest, locked_base, vec![]),
             _ if judged.offline => {
-                return Err(Error::Lock("no lock fits, and --offline forbids to resolve packages anew".into()));
+                return Err(Error::Lock(
+                    "no lock fits, and --offline forbids to resolve packages anew".into(),
+                ));
             }
             _ => {
                 let packages = self.resolve_packages(job, base, wanted, staging).await?;
@@ -274,7 +305,10 @@ impl Inner {
             user: crate::releases::nobody(self),
             write_account: false,
             network: Network::Host,
-            mounts: vec![mount("downloads/lists", "/var/lib/apt/lists")?, mount("downloads/archives", "/var/cache/apt/archives")?],
+            mounts: vec![
+                mount("downloads/lists", "/var/lib/apt/lists")?,
+                mount("downloads/archives", "/var/cache/apt/archives")?,
+            ],
             files,
             deny_unix_sockets: true,
             linger: true,
@@ -289,12 +323,22 @@ impl Inner {
         let list = found.clone();
         blocking(move || {
             use rustix::fs::{Mode, OFlags, ResolveFlags};
-            let directory = rustix::fs::open(&archives, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(Error::sys("open", &archives))?;
+            let directory = rustix::fs::open(
+                &archives,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(Error::sys("open", &archives))?;
             for package in &list {
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-                let Ok(file) = rustix::fs::openat2(&directory, packages::file_name(package), flags, Mode::empty(), resolve) else {
+                let Ok(file) = rustix::fs::openat2(
+                    &directory,
+                    packages::file_name(package),
+                    flags,
+                    Mode::empty(),
+                    resolve,
+                ) else {
                     continue;
                 };
                 let mut file = std::fs::File::from(file);
@@ -335,7 +379,11 @@ impl Inner {
             version: casemate_sandbox::plan::VERSION,
             id: format!("{}-install", staging_name(job)?),
             hostname: name.to_string(),
-            root: Root::Overlay { lowers: self.lowers(&base.layers)?, upper: at("build/upper")?, work: at("build/work")? },
+            root: Root::Overlay {
+                lowers: self.lowers(&base.layers)?,
+                upper: at("build/upper")?,
+                work: at("build/work")?,
+            },
             ids: self.plan_ids(),
             user: self.account(&base.layers),
             write_account: true,
@@ -346,12 +394,13 @@ impl Inner {
             linger: true,
         };
         if lock.packages.is_empty() {
-            let throwaway = sandboxes::Throwaway { workers: &self.workers, runtime: &self.settings.runtime, job };
+            let throwaway =
+                sandboxes::Throwaway { workers: &self.workers, runtime: &self.settings.runtime, job };
             throwaway.run(&plan, &[], 0).await?;
         } else {
             plan.mounts.push(Mount {
                 source: mounts::own_source(&archives)?,
-                target: "/var/cache/casemate".into(),
+                target: "/run/casemate/packages".into(),
                 read_only: true,
                 no_exec: true,
             });
@@ -377,7 +426,9 @@ impl Inner {
 
     fn account(&self, layers: &[Digest]) -> Account {
         let has = |path: &str| {
-            layers.iter().any(|digest| self.store.layer_path(digest).join("tree").join(path).symlink_metadata().is_ok())
+            layers.iter().any(|digest| {
+                self.store.layer_path(digest).join("tree").join(path).symlink_metadata().is_ok()
+            })
         };
         let shell = if has("usr/bin/bash") || has("bin/bash") { "/bin/bash" } else { "/bin/sh" };
         Account {
@@ -400,7 +451,9 @@ impl Inner {
             file("/etc/hostname", format!("{hostname}\n")),
             file(
                 "/etc/hosts",
-                format!("127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
+                format!(
+                    "127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+                ),
             ),
         ]
     }
@@ -408,19 +461,26 @@ impl Inner {
     /// The system's certificates, for the image's package manager: what the host trusts counts, a proxy's own CA too.
     fn certificates(&self) -> Option<String> {
         let configured = Path::new(&self.settings.ssl_cert_file);
-        [configured, Path::new("/etc/ssl/certs/ca-certificates.crt"), Path::new("/etc/pki/tls/certs/ca-bundle.crt")]
-            .into_iter()
-            .filter(|path| !path.as_os_str().is_empty())
-            .find_map(|path| std::fs::read_to_string(path).ok())
+        [
+            configured,
+            Path::new("/etc/ssl/certs/ca-certificates.crt"),
+            Path::new("/etc/pki/tls/certs/ca-bundle.crt"),
+        ]
+        .into_iter()
+        .filter(|path| !path.as_os_str().is_empty())
+        .find_map(|path| std::fs::read_to_string(path).ok())
     }
 
     /// The sandbox of an environment, started if there is none.
-    pub(crate) async fn ensure_running(self: &Arc<Self>, id: &Id, linger: bool) -> Result<Arc<Sandbox>, Error> {
+    pub(crate) async fn ensure_running(
+        self: &Arc<Self>,
+        id: &Id,
+        linger: bool,
+    ) -> Result<Arc<Sandbox>, Error> {
         let gate = self.gate(id);
         let _one_at_a_time = gate.lock().await;
-        let (record, running) = self.with_environment(id, |environment| {
-            (environment.record.clone(), environment.sandbox.clone())
-        })?;
+        let (record, running) = self
+            .with_environment(id, |environment| (environment.record.clone(), environment.sandbox.clone()))?;
         if let Some(sandbox) = running {
             if linger && !sandbox.linger.load(Ordering::Relaxed) {
                 let control = sandbox.control.lock().await;
@@ -438,7 +498,8 @@ impl Inner {
         step(&record.name, record.state, Step::Start)?;
         let network = if record.network == "host" { Network::Host } else { Network::None };
         let upper = self.store.upper_path(&record.upper);
-        let mounts = self.with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
+        let mounts =
+            self.with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
         let plan = Plan {
             version: casemate_sandbox::plan::VERSION,
             id: id.to_string(),
@@ -497,7 +558,8 @@ impl Inner {
                         return false;
                     }
                     let started_at = now();
-                    let info = ProcessInfo { id: (key.clone(), session), pid, command, root, terminal, started_at };
+                    let info =
+                        ProcessInfo { id: (key.clone(), session), pid, command, root, terminal, started_at };
                     environment.sessions.insert(session, info);
                     true
                 });
@@ -508,7 +570,8 @@ impl Inner {
             }
             Notice::Ended { session, status } => {
                 use casemate_sandbox::control::ExitStatus;
-                let known = self.with_environment(id, |environment| environment.sessions.remove(&session).is_some());
+                let known =
+                    self.with_environment(id, |environment| environment.sessions.remove(&session).is_some());
                 if matches!(known, Ok(true)) {
                     let (exited, number) = match status {
                         ExitStatus::Exit(code) => (true, code),
@@ -548,7 +611,12 @@ impl Inner {
         Ok(vec![("environment".into(), id.to_string())])
     }
 
-    pub(crate) async fn stop(self: Arc<Self>, job: Job, id: Id, timeout: Duration) -> Result<Vec<(String, String)>, Error> {
+    pub(crate) async fn stop(
+        self: Arc<Self>,
+        job: Job,
+        id: Id,
+        timeout: Duration,
+    ) -> Result<Vec<(String, String)>, Error> {
         job.stage("stopping");
         let gate = self.gate(&id);
         let _one_at_a_time = gate.lock().await;
@@ -563,7 +631,12 @@ impl Inner {
         Ok(vec![("environment".into(), id.to_string())])
     }
 
-    pub(crate) async fn destroy(self: Arc<Self>, job: Job, id: Id, force: bool) -> Result<Vec<(String, String)>, Error> {
+    pub(crate) async fn destroy(
+        self: Arc<Self>,
+        job: Job,
+        id: Id,
+        force: bool,
+    ) -> Result<Vec<(String, String)>, Error> {
         job.stage("removing");
         let gate = self.gate(&id);
         let _one_at_a_time = gate.lock().await;
@@ -673,12 +746,18 @@ impl Inner {
                 }
             }
         }
-        Err(Error::Sandbox { name: record.name, message: "it stopped twice while a session was to start".into() })
+        Err(Error::Sandbox {
+            name: record.name,
+            message: "it stopped twice while a session was to start".into(),
+        })
     }
 
     pub(crate) async fn signal(&self, id: &Id, session: u64, signal: i32) -> Result<(), Error> {
         let (name, sandbox) = self.with_environment(id, |environment| {
-            (environment.record.name.clone(), environment.sandbox.clone().filter(|_| environment.sessions.contains_key(&session)))
+            (
+                environment.record.name.clone(),
+                environment.sandbox.clone().filter(|_| environment.sessions.contains_key(&session)),
+            )
         })?;
         let sandbox = sandbox.ok_or_else(|| Error::NotFound {
             what: "process",

@@ -60,7 +60,9 @@ pub enum Error {
     LimitUnenforceable(String),
     #[error("{key} is not supported by this version of Casemate: {reason}; remove it from the manifest")]
     Unsupported { key: String, reason: String },
-    #[error("{subject} failed verification: {message}; nothing of it was used. Try again later or with another mirror")]
+    #[error(
+        "{subject} failed verification: {message}; nothing of it was used. Try again later or with another mirror"
+    )]
     Verification { subject: String, message: String },
     #[error("{worker}: {kind}: {subject}: {message}")]
     Worker { worker: String, kind: WorkKind, subject: String, message: String },
@@ -112,7 +114,10 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
-    pub(crate) fn sys(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(rustix::io::Errno) -> Self {
+    pub(crate) fn sys(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(rustix::io::Errno) -> Self {
         let path = path.into();
         move |errno| Self::Io { action, path, source: errno.into() }
     }

@@ -141,7 +141,13 @@ impl Jobs {
     }
 
     /// Start a job. Its work runs as a task of its own; `claim` is held until it ends.
-    pub fn start<F, W>(self: &Arc<Self>, kind: &str, subject: &str, claims: Vec<Claim>, work: W) -> Result<JobId, Error>
+    pub fn start<F, W>(
+        self: &Arc<Self>,
+        kind: &str,
+        subject: &str,
+        claims: Vec<Claim>,
+        work: W,
+    ) -> Result<JobId, Error>
     where
         W: FnOnce(Job) -> F,
         F: Future<Output = Result<Vec<(String, String)>, Error>> + Send + 'static,
@@ -206,7 +212,12 @@ impl Jobs {
                     Ok(result) => {
                         entry.info.state = JobState::Done;
                         entry.info.result.extend(result);
-                        tracing::info!(job = id, kind = entry.info.kind, subject = entry.info.subject, "done");
+                        tracing::info!(
+                            job = id,
+                            kind = entry.info.kind,
+                            subject = entry.info.subject,
+                            "done"
+                        );
                     }
                     Err(error) => {
                         let cancelled = error.kind() == ErrorKind::Cancelled;

@@ -91,7 +91,11 @@ impl Inner {
         Arc::clone(self.tables().gates.entry(*id).or_default())
     }
 
-    pub(crate) fn with_environment<T>(&self, id: &Id, read: impl FnOnce(&mut Environment) -> T) -> Result<T, Error> {
+    pub(crate) fn with_environment<T>(
+        &self,
+        id: &Id,
+        read: impl FnOnce(&mut Environment) -> T,
+    ) -> Result<T, Error> {
         self.tables().environments.get_mut(id).map(read).ok_or_else(|| no_environment(&id.to_string()))
     }
 
@@ -116,7 +120,9 @@ impl Inner {
                 Change::EnvironmentChanged(id.to_string())
             }
             None => {
-                tables.environments.insert(id, Environment { record, sandbox: None, sessions: BTreeMap::new() });
+                tables
+                    .environments
+                    .insert(id, Environment { record, sandbox: None, sessions: BTreeMap::new() });
                 Change::EnvironmentAdded(id.to_string())
             }
         };
@@ -195,8 +201,22 @@ impl Inner {
         let layers = self.layers_in_use();
         let uppers: HashSet<Id> =
             self.tables().environments.values().map(|environment| environment.record.upper).collect();
-        paths.extend(self.store.layers()?.names.iter().filter(|layer| !layers.contains(layer)).map(casemate_store::layer));
-        paths.extend(self.store.uppers()?.names.iter().filter(|upper| !uppers.contains(upper)).map(casemate_store::upper));
+        paths.extend(
+            self.store
+                .layers()?
+                .names
+                .iter()
+                .filter(|layer| !layers.contains(layer))
+                .map(casemate_store::layer),
+        );
+        paths.extend(
+            self.store
+                .uppers()?
+                .names
+                .iter()
+                .filter(|upper| !uppers.contains(upper))
+                .map(casemate_store::upper),
+        );
         if !paths.is_empty() {
             tracing::info!(count = paths.len(), "removing what an unfinished job left");
             self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await?;
@@ -237,7 +257,11 @@ impl Inner {
 }
 
 fn no_environment(selector: &str) -> Error {
-    Error::NotFound { what: "environment", name: selector.to_owned(), remedy: "`casemate list` shows those that there are" }
+    Error::NotFound {
+        what: "environment",
+        name: selector.to_owned(),
+        remedy: "`casemate list` shows those that there are",
+    }
 }
 
 fn parse_id(text: &str) -> Result<Id, Error> {
@@ -364,8 +388,14 @@ impl Engine {
     }
 
     pub fn process(&self, id: &ProcessId) -> Result<ProcessInfo, Error> {
-        let found = self.inner.with_environment(&parse_id(&id.0)?, |environment| environment.sessions.get(&id.1).cloned())?;
-        found.ok_or_else(|| Error::NotFound { what: "process", name: id.1.to_string(), remedy: "it has ended" })
+        let found = self
+            .inner
+            .with_environment(&parse_id(&id.0)?, |environment| environment.sessions.get(&id.1).cloned())?;
+        found.ok_or_else(|| Error::NotFound {
+            what: "process",
+            name: id.1.to_string(),
+            remedy: "it has ended",
+        })
     }
 
     pub fn lock_text(&self, id: &str) -> Result<String, Error> {
@@ -395,7 +425,9 @@ impl Engine {
         }
         let inner = Arc::clone(&self.inner);
         let claims = vec![release_claim(&name)];
-        self.inner.jobs.start("import", &name.to_string(), claims, move |job| inner.import(job, name, archive))
+        self.inner
+            .jobs
+            .start("import", &name.to_string(), claims, move |job| inner.import(job, name, archive))
     }
 
     pub fn remove_release(&self, _caller: &Caller, reference: &str) -> Result<JobId, Error> {
@@ -423,7 +455,9 @@ impl Engine {
     pub fn stop(&self, _caller: &Caller, id: &str, timeout: Duration) -> Result<JobId, Error> {
         let (id, name) = self.named(id)?;
         let inner = Arc::clone(&self.inner);
-        self.inner.jobs.start("stop", &name, vec![environment_claim(&name)], move |job| inner.stop(job, id, timeout))
+        self.inner
+            .jobs
+            .start("stop", &name, vec![environment_claim(&name)], move |job| inner.stop(job, id, timeout))
     }
 
     pub fn destroy(&self, _caller: &Caller, id: &str, force: bool) -> Result<JobId, Error> {
@@ -433,13 +467,18 @@ impl Engine {
             state::step(&name, state, state::Step::Destroy)?;
         }
         let inner = Arc::clone(&self.inner);
-        self.inner.jobs.start("destroy", &name, vec![environment_claim(&name)], move |job| inner.destroy(job, id, force))
+        self.inner
+            .jobs
+            .start("destroy", &name, vec![environment_claim(&name)], move |job| inner.destroy(job, id, force))
     }
 
     /// Everything: environments, releases, downloads.
     pub fn purge(&self, _caller: &Caller) -> Result<JobId, Error> {
         if self.inner.jobs.running() > 0 {
-            return Err(Error::Busy { what: "the store", name: self.inner.settings.store.display().to_string() });
+            return Err(Error::Busy {
+                what: "the store",
+                name: self.inner.settings.store.display().to_string(),
+            });
         }
         let inner = Arc::clone(&self.inner);
         let subject = self.inner.settings.store.display().to_string();

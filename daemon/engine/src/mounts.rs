@@ -77,7 +77,13 @@ pub fn judge_new(
     let (descriptor, beneath_manifest) = if expanded.is_absolute() {
         (rustix::fs::open(&expanded, OPEN, Mode::empty()).map_err(missing)?, false)
     } else {
-        match rustix::fs::openat2(directory, &expanded, OPEN, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
+        match rustix::fs::openat2(
+            directory,
+            &expanded,
+            OPEN,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+        ) {
             Ok(descriptor) => (descriptor, true),
             // It leaves the manifest's directory: judged as an absolute path.
             Err(Errno::XDEV) => {
@@ -87,9 +93,9 @@ pub fn judge_new(
         }
     };
     let host = path_of(std::os::fd::AsFd::as_fd(&descriptor))?;
-    let host_text = host
-        .to_str()
-        .ok_or_else(|| Error::Argument(format!("{} cannot be mounted: its path is not UTF-8", host.display())))?;
+    let host_text = host.to_str().ok_or_else(|| {
+        Error::Argument(format!("{} cannot be mounted: its path is not UTF-8", host.display()))
+    })?;
     let record = MountRecord {
         requested: requested.to_owned(),
         host: host_text.to_owned(),
@@ -117,13 +123,20 @@ pub fn plan(judge: &Judge<'_>, record: &MountRecord) -> Result<Mount, Error> {
     judge_record(judge, record)?;
     let path = Path::new(&record.host);
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let descriptor = rustix::fs::openat2(rustix::fs::CWD, path, OPEN, Mode::empty(), resolve).map_err(|errno| match errno {
-        Errno::NOENT => Error::NotFound {
-            what: "mount source",
-            name: record.host.clone(),
-            remedy: "bring the directory back, or change [mounts] in the manifest and build again",
+    let descriptor = rustix::fs::openat2(rustix::fs::CWD, path, OPEN, Mode::empty(), resolve).map_err(
+        |errno| match errno {
+            Errno::NOENT => Error::NotFound {
+                what: "mount source",
+                name: record.host.clone(),
+                remedy: "bring the directory back, or change [mounts] in the manifest and build again",
+            },
+            errno => Error::Io { action: "open", path: path.to_owned(), source: errno.into() },
         },
-        errno => Error::Io { action: "open", path: path.to_owned(), source: errno.into() },
-    })?;
-    Ok(Mount { source: source(path, &descriptor)?, target: record.target.clone(), read_only: record.read_only, no_exec: false })
+    )?;
+    Ok(Mount {
+        source: source(path, &descriptor)?,
+        target: record.target.clone(),
+        read_only: record.read_only,
+        no_exec: false,
+    })
 }

@@ -13,7 +13,7 @@ use crate::error::Error;
 pub const OUTPUT_MAX: usize = 32 << 20;
 
 /// Installs a base system out of unpacked packages: the steps of debootstrap's second stage. The packages are in
-/// `/var/cache/apt/archives`, in an order in which they can be unpacked.
+/// `/run/casemate/packages`, in an order in which they can be unpacked.
 pub fn configure_base(mirror: &str, suite: &str, component: &str) -> String {
     format!(
         r#"set -e
@@ -27,7 +27,7 @@ chmod 1777 /tmp /var/tmp
 [ -e /usr/bin/awk ] || ln -s mawk /usr/bin/awk
 printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
 chmod 755 /usr/sbin/policy-rc.d
-cd /var/cache/apt/archives
+cd /run/casemate/packages
 install() {{ dpkg --force-unsafe-io --force-depends --install "$@"; }}
 install *_base-passwd.deb
 install *_base-files.deb
@@ -70,7 +70,7 @@ echo "== end"
     )
 }
 
-/// Stage 2: install exactly the files in `/var/cache/casemate`, without network. Arguments: what the manifest asks for.
+/// Stage 2: install exactly the files in `/run/casemate/packages`, without network. Arguments: what the manifest asks for.
 pub fn install() -> String {
     format!(
         r#"set -e
@@ -82,9 +82,9 @@ if [ ! -e /usr/sbin/policy-rc.d ]; then
     chmod 755 /usr/sbin/policy-rc.d
     made=1
 fi
-{APT} --no-download --allow-downgrades -o Debug::NoLocking=1 -o Dpkg::Options::=--force-unsafe-io -o Dpkg::Options::=--force-confdef install /var/cache/casemate/*.deb
+{APT} --no-download --allow-downgrades -o Debug::NoLocking=1 -o Dpkg::Options::=--force-unsafe-io -o Dpkg::Options::=--force-confdef install /run/casemate/packages/*.deb
 [ -z "$made" ] || rm -f /usr/sbin/policy-rc.d
-for file in /var/cache/casemate/*.deb; do dpkg-deb -f "$file" Package; done | xargs apt-mark auto > /dev/null
+for file in /run/casemate/packages/*.deb; do dpkg-deb -f "$file" Package; done | xargs apt-mark auto > /dev/null
 if [ $# -gt 0 ]; then apt-mark manual "$@" > /dev/null; fi
 rm -rf /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/apt/* /var/log/dpkg.log /var/log/alternatives.log /var/cache/apt/*.bin
 "#
@@ -93,6 +93,30 @@ rm -rf /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/apt/* /var/log/dpkg
 
 fn nonsense(message: impl Into<String>) -> Error {
     Error::Package { message: format!("the package manager's answer makes no sense: {}", message.into()) }
+}
+
+/// Percent-encoding undone: apt writes `+` as `%2b`.
+fn decode(url: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = url;
+    while let Some((before, after)) = rest.split_once('%') {
+        plain.push_str(before);
+        match after
+            .get(..2)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .filter(u8::is_ascii_graphic)
+        {
+            Some(byte) => {
+                plain.push(char::from(byte));
+                rest = &after[2..];
+            }
+            None => {
+                plain.push('%');
+                rest = after;
+            }
+        }
+    }
+    plain + rest
 }
 
 /// Read what [`resolve`] printed. `requested` are the manifest's own names.
@@ -108,8 +132,9 @@ pub fn read_resolution(output: &str, requested: &[String]) -> Result<Vec<LockedP
             .and_then(|rest| rest.split_once('\''))
             .map(|(url, _)| url)
             .ok_or_else(|| nonsense(format!("{line:?}")))?;
-        let file = url.rsplit('/').next().unwrap_or_default().to_owned();
-        urls.insert(file, url.to_owned());
+        let plain = decode(url);
+        let file = plain.rsplit('/').next().unwrap_or_default().to_owned();
+        urls.insert(file, (url.to_owned(), plain));
     }
     let mut packages: BTreeMap<(String, String), LockedPackage> = BTreeMap::new();
     for paragraph in shown.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()) {
@@ -124,8 +149,8 @@ pub fn read_resolution(output: &str, requested: &[String]) -> Result<Vec<LockedP
         let name = field("Package")?;
         let filename = field("Filename")?;
         let file = filename.rsplit('/').next().unwrap_or_default();
-        let url = urls.get(file).ok_or_else(|| nonsense(format!("{name} has no URL")))?.clone();
-        if !url.ends_with(&filename) {
+        let (url, plain) = urls.get(file).ok_or_else(|| nonsense(format!("{name} has no URL")))?.clone();
+        if !plain.ends_with(&filename) {
             return Err(nonsense(format!("the URL of {name} does not end in its file name")));
         }
         let package = LockedPackage {
@@ -163,6 +188,11 @@ mod tests {
         assert_eq!(packages.len(), 1);
         assert_eq!(packages[0].url, "https://m.example/debian/pool/main/j/jq/jq_1.6-2.1_amd64.deb");
         assert!(packages[0].requested);
+    }
+
+    #[test]
+    fn a_plus_in_a_url_is_a_plus() {
+        assert_eq!(decode("https://m/a%2bb%zz%"), "https://m/a+b%zz%");
     }
 
     #[test]

@@ -52,7 +52,10 @@ impl ReleaseRecord {
         }
         let mut hasher = blake3::Hasher::new();
         for package in &self.packages {
-            hasher.update(format!("{} {} {} {}\n", package.name, package.version, package.architecture, package.sha256).as_bytes());
+            hasher.update(
+                format!("{} {} {} {}\n", package.name, package.version, package.architecture, package.sha256)
+                    .as_bytes(),
+            );
         }
         hasher.finalize().to_hex().to_string()
     }

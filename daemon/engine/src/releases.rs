@@ -7,8 +7,8 @@ use std::sync::Arc;
 use casemate_sandbox::plan::{Account, Ids, Mount, Network, Plan, Root};
 use casemate_store::{Name, ReleaseName};
 use casemate_worker::protocol::{
-    FetchItem, FetchRequest, IndexRequest, Package, PackagesIndex, ReleaseIndex, Slice, TreeRequest, TreeResult,
-    UnpackLimits, UnpackRequest,
+    FetchItem, FetchRequest, IndexRequest, Package, PackagesIndex, ReleaseIndex, Slice, TreeRequest,
+    TreeResult, UnpackLimits, UnpackRequest,
 };
 
 use crate::configuration::{self, SourceDefinition, SourceFile};
@@ -87,7 +87,11 @@ impl Inner {
         })
     }
 
-    pub(crate) async fn fetch(self: Arc<Self>, job: Job, reference: ReleaseName) -> Result<Vec<(String, String)>, Error> {
+    pub(crate) async fn fetch(
+        self: Arc<Self>,
+        job: Job,
+        reference: ReleaseName,
+    ) -> Result<Vec<(String, String)>, Error> {
         let staging = self.store.staging(&staging_name(&job)?)?;
         let outcome = self.fetch_in(&job, &reference, &staging).await;
         self.drop_staging(&staging).await?;
@@ -120,7 +124,9 @@ impl Inner {
         let known = self.release_record(reference)?;
 
         job.stage("reading the release index");
-        let (file, served) = self.fetch_one(job, staging, &bases, &format!("dists/{suite}/InRelease"), None, INRELEASE_MAX).await?;
+        let (file, served) = self
+            .fetch_one(job, staging, &bases, &format!("dists/{suite}/InRelease"), None, INRELEASE_MAX)
+            .await?;
         let request = IndexRequest::Release {
             keyring: configuration::keyring(&definition, keyring)?,
             now: now(),
@@ -131,7 +137,9 @@ impl Inner {
         };
         let index: ReleaseIndex = self.workers.index(job, &request, vec![file.into()]).await?;
         job.log(&format!("index of {} signed by {}", index.codename, index.signer));
-        if let Some(record) = known.as_ref().filter(|record| record.is_there() && record.index_sha256 == index.sha256) {
+        if let Some(record) =
+            known.as_ref().filter(|record| record.is_there() && record.index_sha256 == index.sha256)
+        {
             return Ok(vec![
                 ("release".into(), reference.to_string()),
                 ("digest".into(), record.content()),
@@ -145,7 +153,9 @@ impl Inner {
         let mut from = vec![base.clone()];
         from.extend(bases.into_iter().filter(|other| *other != base));
         let path = match (index.acquire_by_hash, index.packages.path.rsplit_once('/')) {
-            (true, Some((directory, _))) => format!("dists/{suite}/{directory}/by-hash/SHA256/{}", index.packages.sha256),
+            (true, Some((directory, _))) => {
+                format!("dists/{suite}/{directory}/by-hash/SHA256/{}", index.packages.sha256)
+            }
             _ => format!("dists/{suite}/{}", index.packages.path),
         };
         let (file, _) = self.fetch_one(job, staging, &from, &path, Some(index.packages.size), 0).await?;
@@ -170,20 +180,31 @@ impl Inner {
                 sha256: package.sha256.clone(),
             })
             .collect();
-        let urls = |package: &Package| from.iter().map(|base| format!("{base}/{}", package.filename)).collect();
-        let wanted = chosen.iter().zip(&expected).map(|(package, expected)| (urls(package), expected.clone())).collect();
+        let urls =
+            |package: &Package| from.iter().map(|base| format!("{base}/{}", package.filename)).collect();
+        let wanted = chosen
+            .iter()
+            .zip(&expected)
+            .map(|(package, expected)| (urls(package), expected.clone()))
+            .collect();
         self.download(job, staging, wanted).await?;
 
         job.stage("unpacking packages");
         let tree = "tree".parse::<Name>()?;
         let tree_path = staging.relative(Some(&tree));
-        self.workers.tree(Some(job), &self.store, &TreeRequest::Prepare { path: tree_path.clone(), children: vec![] }).await?;
+        self.workers
+            .tree(Some(job), &self.store, &TreeRequest::Prepare { path: tree_path.clone(), children: vec![] })
+            .await?;
         let (downloads, spool, list) = (Arc::clone(&self.downloads), staging.spool()?, expected.clone());
         let (input, offsets) = blocking(move || downloads::concatenate(&downloads, &list, spool)).await?;
         let items = chosen
             .iter()
             .zip(&offsets)
-            .map(|(package, offset)| Slice { name: package.name.clone(), offset: *offset, length: package.size })
+            .map(|(package, offset)| Slice {
+                name: package.name.clone(),
+                offset: *offset,
+                length: package.size,
+            })
             .collect();
         let request = UnpackRequest::Packages { items, limits: UnpackLimits::default() };
         self.workers.unpack(job, &request, vec![staging.open_child(&tree)?, input, staging.spool()?]).await?;
@@ -205,7 +226,7 @@ impl Inner {
             network: Network::None,
             mounts: vec![Mount {
                 source: mounts::own_source(&archives)?,
-                target: "/var/cache/apt/archives".into(),
+                target: "/run/casemate/packages".into(),
                 read_only: true,
                 no_exec: true,
             }],
@@ -266,9 +287,13 @@ impl Inner {
         job.stage("unpacking the archive");
         let tree = "tree".parse::<Name>()?;
         let tree_path = staging.relative(Some(&tree));
-        self.workers.tree(Some(job), &self.store, &TreeRequest::Prepare { path: tree_path.clone(), children: vec![] }).await?;
+        self.workers
+            .tree(Some(job), &self.store, &TreeRequest::Prepare { path: tree_path.clone(), children: vec![] })
+            .await?;
         let request = UnpackRequest::Image { limits: UnpackLimits::default() };
-        self.workers.unpack(job, &request, vec![staging.open_child(&tree)?, archive, staging.spool()?]).await?;
+        self.workers
+            .unpack(job, &request, vec![staging.open_child(&tree)?, archive, staging.spool()?])
+            .await?;
         job.stage("storing");
         let (digest, bytes) = self.ingest(job, &tree_path).await?;
         let record = ReleaseRecord {
@@ -287,7 +312,11 @@ impl Inner {
         self.commit_release(reference, record).await
     }
 
-    async fn commit_release(&self, reference: &ReleaseName, record: ReleaseRecord) -> Result<Vec<(String, String)>, Error> {
+    async fn commit_release(
+        &self,
+        reference: &ReleaseName,
+        record: ReleaseRecord,
+    ) -> Result<Vec<(String, String)>, Error> {
         let replaced = self.release_record(reference)?.filter(ReleaseRecord::is_there);
         self.store.releases::<ReleaseName, ReleaseRecord>().commit(reference, &record)?;
         let result = vec![
@@ -302,7 +331,11 @@ impl Inner {
         Ok(result)
     }
 
-    pub(crate) async fn remove(self: Arc<Self>, job: Job, reference: ReleaseName) -> Result<Vec<(String, String)>, Error> {
+    pub(crate) async fn remove(
+        self: Arc<Self>,
+        job: Job,
+        reference: ReleaseName,
+    ) -> Result<Vec<(String, String)>, Error> {
         job.stage("removing");
         let records = self.store.releases::<ReleaseName, ReleaseRecord>();
         let mut record = records.load(&reference)?;
@@ -331,15 +364,25 @@ impl Inner {
     }
 
     /// Run a script as root of a throwaway sandbox; anything but success is an error with its last words.
-    pub(crate) async fn run_script(&self, job: &Job, plan: &Plan, script: &str, arguments: &[String]) -> Result<Vec<u8>, Error> {
-        let mut command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned(), "casemate".to_owned()];
+    pub(crate) async fn run_script(
+        &self,
+        job: &Job,
+        plan: &Plan,
+        script: &str,
+        arguments: &[String],
+    ) -> Result<Vec<u8>, Error> {
+        let mut command =
+            vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned(), "casemate".to_owned()];
         command.extend_from_slice(arguments);
         let throwaway = Throwaway { workers: &self.workers, runtime: &self.settings.runtime, job };
         let outcome = throwaway.run(plan, &command, packages::OUTPUT_MAX).await?;
         match outcome.status {
             casemate_sandbox::control::ExitStatus::Exit(0) => Ok(outcome.output),
             status => Err(Error::Package {
-                message: format!("the package manager ended with {status:?}: {}", outcome.last_lines.join(" | ")),
+                message: format!(
+                    "the package manager ended with {status:?}: {}",
+                    outcome.last_lines.join(" | ")
+                ),
             }),
         }
     }
@@ -364,7 +407,8 @@ impl Inner {
             plain_http: true,
         };
         let mut result = self.workers.fetch(job, &self.fetch_request(vec![item]), spool).await?;
-        let fetched = result.items.pop().ok_or_else(|| Error::Argument("casemate-fetch told of no item".into()))?;
+        let fetched =
+            result.items.pop().ok_or_else(|| Error::Argument("casemate-fetch told of no item".into()))?;
         Ok((file, fetched.url))
     }
 
@@ -403,15 +447,18 @@ impl Inner {
                 limit: expected.size,
                 plain_http: true,
             });
-            offset = offset
-                .checked_add(expected.size)
-                .ok_or_else(|| Error::Argument("the sizes of the packages add up to more than 2^64".into()))?;
+            offset = offset.checked_add(expected.size).ok_or_else(|| {
+                Error::Argument("the sizes of the packages add up to more than 2^64".into())
+            })?;
         }
         if offset > self.store.free_bytes()? {
             return Err(Error::Io {
                 action: "download to",
                 path: self.store.root().to_owned(),
-                source: std::io::Error::new(std::io::ErrorKind::StorageFull, format!("{offset} bytes are needed")),
+                source: std::io::Error::new(
+                    std::io::ErrorKind::StorageFull,
+                    format!("{offset} bytes are needed"),
+                ),
             });
         }
         let spool = staging.spool()?;
@@ -430,7 +477,10 @@ impl Inner {
     }
 }
 
-fn missing(downloads: &Downloads, wanted: Vec<(Vec<String>, Expected)>) -> Result<Vec<(Vec<String>, Expected)>, Error> {
+fn missing(
+    downloads: &Downloads,
+    wanted: Vec<(Vec<String>, Expected)>,
+) -> Result<Vec<(Vec<String>, Expected)>, Error> {
     let mut missing = Vec::new();
     for (urls, expected) in wanted {
         if downloads.get(&expected)?.is_none() {
@@ -449,7 +499,8 @@ fn read_catalogue(mut file: File, counts: &PackagesIndex) -> Result<Vec<Package>
     let mut text = String::new();
     file.rewind().map_err(Error::io("read", "the catalogue"))?;
     file.take(counts.bytes).read_to_string(&mut text).map_err(Error::io("read", "the catalogue"))?;
-    let packages: Vec<Package> = serde_json::from_str(&text).map_err(|error| wrong(format!("is none: {error}")))?;
+    let packages: Vec<Package> =
+        serde_json::from_str(&text).map_err(|error| wrong(format!("is none: {error}")))?;
     if packages.is_empty() || packages.len() as u64 != counts.chosen {
         return Err(wrong(format!("has {} packages, not {}", packages.len(), counts.chosen)));
     }
@@ -473,7 +524,9 @@ pub fn staging_name(job: &Job) -> Result<Name, Error> {
 }
 
 /// Work that hashes or copies: off the thread that answers the bus.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
         Err(panic) => Err(Error::Argument(format!("a task broke off: {panic}; please report this"))),

@@ -80,7 +80,8 @@ impl Sandbox {
         let recorded = directory.join(STATE_FILE);
         match std::fs::read_to_string(&recorded) {
             Ok(text) => {
-                let was: Identity = toml::from_str(&text).map_err(|error| wrong(format!("{}: {error}", recorded.display())))?;
+                let was: Identity = toml::from_str(&text)
+                    .map_err(|error| wrong(format!("{}: {error}", recorded.display())))?;
                 if was != is {
                     return Err(wrong(format!("{was:?} is on record, {is:?} answers")));
                 }
@@ -123,7 +124,8 @@ impl Sandbox {
 pub async fn gone(pidfd: &OwnedFd) {
     let Ok(copy) = pidfd.try_clone() else { return };
     // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
-    let ready = unsafe { tokio::io::unix::AsyncFd::register_with_interest(copy, tokio::io::Interest::READABLE) };
+    let ready =
+        unsafe { tokio::io::unix::AsyncFd::register_with_interest(copy, tokio::io::Interest::READABLE) };
     if let Ok(ready) = ready {
         let _ = ready.readable().await;
     }
@@ -135,7 +137,8 @@ pub async fn start(workers: &Workers, plan: &Plan, directory: &Path, name: &str)
     std::fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
     let socket = control::bind(&directory.join("control")).map_err(sandbox_error(name))?;
     let log_path = directory.join("init.log");
-    let log = File::options().create(true).append(true).open(&log_path).map_err(Error::io("make", &log_path))?;
+    let log =
+        File::options().create(true).append(true).open(&log_path).map_err(Error::io("make", &log_path))?;
     let started = workers.start_init(plan, log.into(), socket, name).await;
     let contact = match started {
         Ok(()) => Sandbox::contact(directory, &plan.id, name).await,
@@ -195,14 +198,26 @@ impl Throwaway<'_> {
         outcome
     }
 
-    async fn session(&self, sandbox: &Sandbox, id: &str, command: &[String], output_max: usize) -> Result<Outcome, Error> {
-        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Error::sys("make", "a pipe"));
+    async fn session(
+        &self,
+        sandbox: &Sandbox,
+        id: &str,
+        command: &[String],
+        output_max: usize,
+    ) -> Result<Outcome, Error> {
+        let pipe = || {
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Error::sys("make", "a pipe"))
+        };
         let null = File::open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
         let ((output, output_in), (errors, errors_in), (status, status_in)) = (pipe()?, pipe()?, pipe()?);
         let request = Request::Exec(Exec {
             session: 1,
             command: command.to_vec(),
-            environment: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into(), "HOME=/root".into(), "TERM=dumb".into()],
+            environment: vec![
+                "PATH=/usr/sbin:/usr/bin:/sbin:/bin".into(),
+                "HOME=/root".into(),
+                "TERM=dumb".into(),
+            ],
             directory: "/".into(),
             directory_optional: false,
             root: true,

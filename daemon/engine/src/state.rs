@@ -46,17 +46,19 @@ const STEPS: &[(State, Step, State)] = &[
 ];
 
 pub fn step(name: &str, from: State, step: Step) -> Result<State, Error> {
-    STEPS.iter().find(|(state, with, _)| *state == from && *with == step).map(|(_, _, to)| *to).ok_or_else(|| {
-        let remedy = match from {
-            State::Running => "stop it first (`casemate stop`)",
-            State::Defined => "build it first (`casemate build`)",
-            State::Paused => "unpause it first",
-            State::Frozen => "thaw it first",
-            State::Archived => "unarchive it first",
-            State::Built => "see `casemate show`",
-        };
-        Error::Transition { name: name.to_owned(), from, action: step.verb(), remedy }
-    })
+    STEPS.iter().find(|(state, with, _)| *state == from && *with == step).map(|(_, _, to)| *to).ok_or_else(
+        || {
+            let remedy = match from {
+                State::Running => "stop it first (`casemate stop`)",
+                State::Defined => "build it first (`casemate build`)",
+                State::Paused => "unpause it first",
+                State::Frozen => "thaw it first",
+                State::Archived => "unarchive it first",
+                State::Built => "see `casemate show`",
+            };
+            Error::Transition { name: name.to_owned(), from, action: step.verb(), remedy }
+        },
+    )
 }
 
 impl fmt::Display for State {

@@ -7,7 +7,8 @@ use casemate_sandbox::plan::Plan;
 use casemate_store::Store;
 use casemate_worker::ids::IdMode;
 use casemate_worker::protocol::{
-    FailureKind, FetchRequest, FetchResult, IndexRequest, TreeRequest, TreeResult, UnpackRequest, UnpackResult,
+    FailureKind, FetchRequest, FetchResult, IndexRequest, TreeRequest, TreeResult, UnpackRequest,
+    UnpackResult,
 };
 use casemate_worker::spawn::{Limits, Progress, Spawner, Worker, WorkerError};
 use serde::Serialize;
@@ -46,13 +47,19 @@ impl From<WorkerError> for Error {
                     FailureKind::Full => WorkKind::Full,
                     FailureKind::Io | FailureKind::Request => WorkKind::Failed,
                 };
-                (worker, kind, failure.subject, failure.message)
+                (worker, kind, printable(&failure.subject), printable(&failure.message))
             }
             other => ("worker".to_owned(), WorkKind::Failed, "step".to_owned(), other.to_string()),
         };
-        let plain = |text: String| text.chars().flat_map(char::escape_debug).collect::<String>().replace("\\'", "'").replace("\\\"", "\"");
-        Self::Worker { worker, kind, subject: plain(subject), message: plain(message) }
+        Self::Worker { worker, kind, subject, message }
     }
+}
+
+/// A worker's words are a stranger's: no control character of theirs reaches a terminal.
+fn printable(text: &str) -> String {
+    let escape =
+        |c: char| if c.is_control() { c.escape_default().collect::<String>() } else { c.to_string() };
+    text.chars().map(escape).collect()
 }
 
 impl Workers {
@@ -63,7 +70,9 @@ impl Workers {
             tracing::warn!(reason, "no range of subordinate ids: environments have a single id");
         }
         let mut environment = Vec::new();
-        for (name, value) in [("SSL_CERT_FILE", &settings.ssl_cert_file), ("SSL_CERT_DIR", &settings.ssl_cert_dir)] {
+        for (name, value) in
+            [("SSL_CERT_FILE", &settings.ssl_cert_file), ("SSL_CERT_DIR", &settings.ssl_cert_dir)]
+        {
             if !value.is_empty() {
                 environment.push((name.to_owned(), value.clone()));
             }
@@ -98,10 +107,17 @@ impl Workers {
         Ok(self.spawner.run(worker, request, descriptors, limits, &mut progress, cancel).await?)
     }
 
-    pub async fn fetch(&self, job: &Job, request: &FetchRequest, output: OwnedFd) -> Result<FetchResult, Error> {
+    pub async fn fetch(
+        &self,
+        job: &Job,
+        request: &FetchRequest,
+        output: OwnedFd,
+    ) -> Result<FetchResult, Error> {
         let result: FetchResult = self.run(Worker::Fetch, Some(job), request, vec![output], TRANSFER).await?;
         if result.items.len() != request.items.len() {
-            return Err(Error::Argument("casemate-fetch told of another number of items than it was given".into()));
+            return Err(Error::Argument(
+                "casemate-fetch told of another number of items than it was given".into(),
+            ));
         }
         Ok(result)
     }
@@ -114,25 +130,45 @@ impl Workers {
     ) -> Result<R, Error> {
         if descriptors.len() == 1 {
             // Its profile has two; for an InRelease there is nothing to write.
-            let null = std::fs::File::options().write(true).open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
+            let null = std::fs::File::options()
+                .write(true)
+                .open("/dev/null")
+                .map_err(Error::io("open", "/dev/null"))?;
             descriptors.push(null.into());
         }
         self.run(Worker::Index, Some(job), request, descriptors, PARSE).await
     }
 
-    pub async fn unpack(&self, job: &Job, request: &UnpackRequest, descriptors: Vec<OwnedFd>) -> Result<UnpackResult, Error> {
+    pub async fn unpack(
+        &self,
+        job: &Job,
+        request: &UnpackRequest,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<UnpackResult, Error> {
         self.run(Worker::Unpack, Some(job), request, descriptors, WORK).await
     }
 
-    pub async fn tree(&self, job: Option<&Job>, store: &Store, request: &TreeRequest) -> Result<TreeResult, Error> {
+    pub async fn tree(
+        &self,
+        job: Option<&Job>,
+        store: &Store,
+        request: &TreeRequest,
+    ) -> Result<TreeResult, Error> {
         use rustix::fs::{Mode, OFlags};
         // A descriptor of its own: the store's may be a path only.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(store.root(), flags, Mode::empty()).map_err(Error::sys("open", store.root()))?;
+        let directory =
+            rustix::fs::open(store.root(), flags, Mode::empty()).map_err(Error::sys("open", store.root()))?;
         self.run(Worker::Tree, job, request, vec![directory], WORK).await
     }
 
-    pub async fn start_init(&self, plan: &Plan, log: OwnedFd, socket: OwnedFd, name: &str) -> Result<(), Error> {
+    pub async fn start_init(
+        &self,
+        plan: &Plan,
+        log: OwnedFd,
+        socket: OwnedFd,
+        name: &str,
+    ) -> Result<(), Error> {
         let failed = |message: String| Error::Sandbox { name: name.to_owned(), message };
         let text = serde_json::to_vec(plan).map_err(|error| failed(error.to_string()))?;
         self.spawner.start_init(&self.init, &text, log, vec![socket]).await.map_err(|error| match error {

@@ -49,7 +49,8 @@ impl Resolve for SystemResolver {
             let opened = own.resolver.get_or_init(|| Self::open(&own.files));
             let resolver = opened.as_ref().map_err(|error| std::io::Error::other(error.clone()))?;
             let found = resolver.lookup_ip(name.as_str()).await?;
-            let addresses: Vec<SocketAddr> = found.iter().map(|address| SocketAddr::new(address, 0)).collect();
+            let addresses: Vec<SocketAddr> =
+                found.iter().map(|address| SocketAddr::new(address, 0)).collect();
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }

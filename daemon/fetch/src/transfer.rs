@@ -6,7 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use casemate_worker::Events;
-use casemate_worker::protocol::{Failure, FailureKind, FetchItem, FetchRequest, FetchResult, Fetched, Proxies};
+use casemate_worker::protocol::{
+    Failure, FailureKind, FetchItem, FetchRequest, FetchResult, Fetched, Proxies,
+};
 use futures_util::StreamExt;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use reqwest::{Client, NoProxy, Proxy, Response, StatusCode, redirect};
@@ -66,7 +68,12 @@ fn proxies(proxies: &Proxies) -> Result<Vec<Proxy>, Failure> {
     Ok(all)
 }
 
-fn client(request: &FetchRequest, tls: rustls::ClientConfig, resolver: SystemResolver, plain: bool) -> Result<Client, Failure> {
+fn client(
+    request: &FetchRequest,
+    tls: rustls::ClientConfig,
+    resolver: SystemResolver,
+    plain: bool,
+) -> Result<Client, Failure> {
     let judge = redirect::Policy::custom(move |attempt| {
         if attempt.previous().len() > REDIRECTS {
             return attempt.error("more redirects than 10");
@@ -141,7 +148,8 @@ pub async fn fetch(
             Ok::<_, Failure>((index, fetched))
         }
     });
-    let mut running = futures_util::stream::iter(transfers).buffer_unordered(usize::from(request.connections.clamp(1, 16)));
+    let mut running =
+        futures_util::stream::iter(transfers).buffer_unordered(usize::from(request.connections.clamp(1, 16)));
     let mut fetched: Vec<Option<Fetched>> = vec![None; request.items.len()];
     while let Some(next) = running.next().await {
         let (index, one) = next?;
@@ -150,7 +158,12 @@ pub async fn fetch(
     Ok(FetchResult { items: fetched.into_iter().flatten().collect() })
 }
 
-async fn one(client: &Client, item: &FetchItem, output: &File, mut tell: impl FnMut(u64)) -> Result<Fetched, Failure> {
+async fn one(
+    client: &Client,
+    item: &FetchItem,
+    output: &File,
+    mut tell: impl FnMut(u64),
+) -> Result<Fetched, Failure> {
     let mut have = item.resume;
     let mut report = String::new();
     let mut all_missing = true;
@@ -173,7 +186,8 @@ async fn one(client: &Client, item: &FetchItem, output: &File, mut tell: impl Fn
         // What one mirror sent need not be the beginning of what another has.
         have = 0;
     }
-    let kind = if all_missing && !item.urls.is_empty() { FailureKind::NotFound } else { FailureKind::Network };
+    let kind =
+        if all_missing && !item.urls.is_empty() { FailureKind::NotFound } else { FailureKind::Network };
     let subject = item.urls.first().map(|url| shown(url)).unwrap_or_default();
     Err(Failure::new(kind, subject, format!("no mirror gave it: {report}")))
 }
@@ -227,13 +241,18 @@ async fn attempt(
         window.1 += chunk.len() as u64;
         if window.0.elapsed() >= PATIENCE {
             if window.1 < SLOWEST * PATIENCE.as_secs() {
-                return Err(Attempt::Useless { missing: false, why: format!("slower than {SLOWEST} bytes a second") });
+                return Err(Attempt::Useless {
+                    missing: false,
+                    why: format!("slower than {SLOWEST} bytes a second"),
+                });
             }
             window = (Instant::now(), 0);
         }
     }
     match item.size {
-        Some(size) if *have != size => Err(Attempt::Broken(format!("the body ended after {have} of {size} bytes"))),
+        Some(size) if *have != size => {
+            Err(Attempt::Broken(format!("the body ended after {have} of {size} bytes")))
+        }
         _ => Ok(Fetched { url: served, bytes: *have }),
     }
 }
@@ -243,11 +262,20 @@ fn judge(response: &Response, item: &FetchItem, have: &mut u64) -> Result<(), At
     let useless = |why: String| Err(Attempt::Useless { missing: false, why });
     match response.status() {
         StatusCode::PARTIAL_CONTENT if *have > 0 => {
-            let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            let begins = range.strip_prefix("bytes ").and_then(|range| range.split('-').next()).and_then(|n| n.parse().ok());
+            let range = response
+                .headers()
+                .get(CONTENT_RANGE)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default();
+            let begins = range
+                .strip_prefix("bytes ")
+                .and_then(|range| range.split('-').next())
+                .and_then(|n| n.parse().ok());
             if begins != Some(*have) {
                 *have = 0;
-                return Err(Attempt::Broken(format!("asked to resume, it answered with the range {range:?}")));
+                return Err(Attempt::Broken(format!(
+                    "asked to resume, it answered with the range {range:?}"
+                )));
             }
         }
         StatusCode::OK => *have = 0,

@@ -41,7 +41,9 @@ fn read(name: &str, most: u64) -> Result<Vec<u8>, Failure> {
     let mut file = unsafe { File::from_raw_fd(FD_FIRST) };
     let mut bytes = Vec::new();
     let rewound = std::io::Seek::rewind(&mut file);
-    rewound.and_then(|()| file.take(most + 1).read_to_end(&mut bytes)).map_err(|error| Failure::io(name, &error))?;
+    rewound
+        .and_then(|()| file.take(most + 1).read_to_end(&mut bytes))
+        .map_err(|error| Failure::io(name, &error))?;
     if bytes.len() as u64 > most {
         return Err(Failure::new(FailureKind::Limit, name, format!("longer than {most} bytes")));
     }
@@ -53,7 +55,13 @@ fn work((): (), request: IndexRequest, _events: &mut Events) -> Result<Result_, 
         IndexRequest::Release { keyring, now, newest_seen, suite, component, architecture } => {
             let bytes = read("InRelease", RELEASE_MAX)?;
             let text = release::verify(&bytes, &keyring, now)?;
-            let wanted = release::Wanted { now, newest_seen, suite: &suite, component: &component, architecture: &architecture };
+            let wanted = release::Wanted {
+                now,
+                newest_seen,
+                suite: &suite,
+                component: &component,
+                architecture: &architecture,
+            };
             let mut index = release::judge(&text.text, &wanted)?;
             index.signer = text.signer;
             index.sha256 = sha256(&bytes);
@@ -63,7 +71,10 @@ fn work((): (), request: IndexRequest, _events: &mut Events) -> Result<Result_, 
             let bytes = read("Packages", PACKAGES_MAX.min(size))?;
             let found = sha256(&bytes);
             if bytes.len() as u64 != size || found != expected {
-                let message = format!("it has {} bytes and SHA-256 {found}, the signed index says {size} and {expected}", bytes.len());
+                let message = format!(
+                    "it has {} bytes and SHA-256 {found}, the signed index says {size} and {expected}",
+                    bytes.len()
+                );
                 return Err(Failure::new(FailureKind::Verification, "Packages", message));
             }
             let text = packages::decompress(&bytes, compression)?;

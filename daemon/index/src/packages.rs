@@ -22,14 +22,24 @@ pub fn decompress(bytes: &[u8], compression: Compression) -> Result<String, Fail
         Compression::None => Box::new(bytes),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(bytes)),
         Compression::Xz => {
-            let stream = liblzma::stream::Stream::new_stream_decoder(DECODER, 0).map_err(|error| refused(error.to_string()))?;
+            let stream = liblzma::stream::Stream::new_stream_decoder(DECODER, 0)
+                .map_err(|error| refused(error.to_string()))?;
             Box::new(liblzma::read::XzDecoder::new_stream(bytes, stream))
         }
-        other => return Err(Failure::new(FailureKind::Request, "Packages", format!("{other:?} is not read here"))),
+        other => {
+            return Err(Failure::new(FailureKind::Request, "Packages", format!("{other:?} is not read here")));
+        }
     };
-    reader.take(TEXT_MAX + 1).read_to_string(&mut text).map_err(|error| refused(format!("it cannot be decompressed: {error}")))?;
+    reader
+        .take(TEXT_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| refused(format!("it cannot be decompressed: {error}")))?;
     if text.len() as u64 > TEXT_MAX {
-        return Err(Failure::new(FailureKind::Limit, "Packages", format!("longer than {TEXT_MAX} bytes once decompressed")));
+        return Err(Failure::new(
+            FailureKind::Limit,
+            "Packages",
+            format!("longer than {TEXT_MAX} bytes once decompressed"),
+        ));
     }
     Ok(text)
 }
@@ -57,7 +67,8 @@ fn relations(text: &str) -> Vec<Dependency> {
         let text = text.trim();
         let (name, rest) = text.split_once([' ', '(']).unwrap_or((text, ""));
         let name = name.split(':').next().unwrap_or_default().to_owned();
-        let bound = text.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map(|(bound, _)| bound.trim());
+        let bound =
+            text.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map(|(bound, _)| bound.trim());
         let version = bound.map(|bound| {
             let end = bound.find(|c: char| !"<>=".contains(c)).unwrap_or(bound.len());
             (bound[..end].to_owned(), bound[end..].trim().to_owned())
@@ -65,11 +76,16 @@ fn relations(text: &str) -> Vec<Dependency> {
         let _ = rest;
         Alternative { name, version }
     };
-    text.split(',').filter(|one| !one.trim().is_empty()).map(|one| one.split('|').map(alternative).collect()).collect()
+    text.split(',')
+        .filter(|one| !one.trim().is_empty())
+        .map(|one| one.split('|').map(alternative).collect())
+        .collect()
 }
 
 fn valid(package: &Package) -> bool {
-    let plain = |text: &str, more: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c));
+    let plain = |text: &str, more: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+    };
     plain(&package.name, "+-.")
         && package.name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && plain(&package.version, ".+-:~")
@@ -83,10 +99,13 @@ fn valid(package: &Package) -> bool {
 /// All packages that can be installed on `architecture`, the highest version of each.
 pub fn parse(text: &str, architecture: &str) -> Result<BTreeMap<String, Entry>, Failure> {
     let mut known: BTreeMap<String, Entry> = BTreeMap::new();
-    for (number, paragraph) in text.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()).enumerate() {
+    for (number, paragraph) in text.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()).enumerate()
+    {
         let mut fields: HashMap<&str, &str> = HashMap::new();
         for line in paragraph.lines().filter(|line| !line.starts_with([' ', '\t'])) {
-            let (name, value) = line.split_once(':').ok_or_else(|| refused(format!("paragraph {number} has a line without colon")))?;
+            let (name, value) = line
+                .split_once(':')
+                .ok_or_else(|| refused(format!("paragraph {number} has a line without colon")))?;
             if fields.insert(name, value.trim()).is_some() {
                 return Err(refused(format!("paragraph {number} has {name:?} twice")));
             }
@@ -105,7 +124,10 @@ pub fn parse(text: &str, architecture: &str) -> Result<BTreeMap<String, Entry>, 
             essential: field("Essential") == "yes",
         };
         if !valid(&package) {
-            return Err(refused(format!("paragraph {number} ({:?}) has a malformed name, version, Filename, Size or SHA256", package.name)));
+            return Err(refused(format!(
+                "paragraph {number} ({:?}) has a malformed name, version, Filename, Size or SHA256",
+                package.name
+            )));
         }
         let mut depends = relations(field("Pre-Depends"));
         depends.extend(relations(field("Depends")));
@@ -135,7 +157,9 @@ struct Chooser<'a> {
 impl<'a> Chooser<'a> {
     /// The packages that satisfy an alternative: itself first, then its providers by name.
     fn candidates(&self, wanted: &Alternative) -> Vec<&'a str> {
-        let fits = |version: &str| wanted.version.as_ref().is_none_or(|(relation, bound)| satisfies(version, relation, bound));
+        let fits = |version: &str| {
+            wanted.version.as_ref().is_none_or(|(relation, bound)| satisfies(version, relation, bound))
+        };
         let mut found = Vec::new();
         if let Some((name, entry)) = self.known.get_key_value(&wanted.name) {
             if fits(&entry.package.version) {
@@ -159,11 +183,13 @@ impl<'a> Chooser<'a> {
         // The known packages are what names come from.
         if let Some(entry) = self.known.get(name) {
             for dependency in &entry.depends {
-                let candidates: Vec<&str> = dependency.iter().flat_map(|wanted| self.candidates(wanted)).collect();
+                let candidates: Vec<&str> =
+                    dependency.iter().flat_map(|wanted| self.candidates(wanted)).collect();
                 let pick = candidates.iter().find(|name| self.set.contains(**name)).or(candidates.first());
                 let Some(pick) = pick else {
                     let names: Vec<&str> = dependency.iter().map(|wanted| wanted.name.as_str()).collect();
-                    let message = format!("nothing satisfies {} (wanted by {})", names.join(" | "), chain.join(" → "));
+                    let message =
+                        format!("nothing satisfies {} (wanted by {})", names.join(" | "), chain.join(" → "));
                     return Err(Failure::new(FailureKind::NotFound, "packages", message));
                 };
                 self.add(pick, chain)?;
@@ -188,9 +214,13 @@ pub fn choose(known: &BTreeMap<String, Entry>, include: &[String]) -> Result<Vec
     let required = known.iter().filter(|(_, entry)| entry.required).map(|(name, _)| name.as_str());
     let mut seeds: Vec<&str> = required.collect();
     for name in include {
-        let (name, _) = known
-            .get_key_value(name)
-            .ok_or_else(|| Failure::new(FailureKind::NotFound, name.as_str(), "the source's `include` names it, but the index does not have it"))?;
+        let (name, _) = known.get_key_value(name).ok_or_else(|| {
+            Failure::new(
+                FailureKind::NotFound,
+                name.as_str(),
+                "the source's `include` names it, but the index does not have it",
+            )
+        })?;
         seeds.push(name);
     }
     for seed in seeds {
@@ -205,7 +235,9 @@ mod tests {
 
     fn paragraph(name: &str, more: &str) -> String {
         let hash = "0".repeat(64);
-        format!("Package: {name}\nVersion: 1.0\nArchitecture: amd64\nFilename: pool/{name}.deb\nSize: 3\nSHA256: {hash}\n{more}\n")
+        format!(
+            "Package: {name}\nVersion: 1.0\nArchitecture: amd64\nFilename: pool/{name}.deb\nSize: 3\nSHA256: {hash}\n{more}\n"
+        )
     }
 
     fn names(text: &str, include: &[&str]) -> Result<Vec<String>, Failure> {
@@ -226,13 +258,21 @@ mod tests {
         ]
         .concat();
         assert_eq!(names(&text, &[]).expect("good"), ["libc", "mawk", "other", "base"]);
-        assert_eq!(names(&text, &["extra"]).expect("good"), ["libc", "mawk", "other", "base", "loop", "extra"]);
+        assert_eq!(
+            names(&text, &["extra"]).expect("good"),
+            ["libc", "mawk", "other", "base", "loop", "extra"]
+        );
         assert_eq!(names(&text, &["missing"]).expect_err("refused").kind, FailureKind::NotFound);
     }
 
     #[test]
     fn what_cannot_be_satisfied_is_told_with_its_chain() {
-        let text = [paragraph("a", "Essential: yes\nDepends: b\n"), paragraph("b", "Depends: c (>> 1.0)\n"), paragraph("c", "")].concat();
+        let text = [
+            paragraph("a", "Essential: yes\nDepends: b\n"),
+            paragraph("b", "Depends: c (>> 1.0)\n"),
+            paragraph("c", ""),
+        ]
+        .concat();
         let failure = names(&text, &[]).expect_err("refused");
         assert!(failure.message.contains("a → b"), "{}", failure.message);
     }

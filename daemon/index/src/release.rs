@@ -26,7 +26,13 @@ fn seconds(time: SystemTime) -> u64 {
 fn strong(signature: &Signature) -> bool {
     matches!(
         signature.hash_alg(),
-        Some(HashAlgorithm::Sha256 | HashAlgorithm::Sha384 | HashAlgorithm::Sha512 | HashAlgorithm::Sha3_256 | HashAlgorithm::Sha3_512)
+        Some(
+            HashAlgorithm::Sha256
+                | HashAlgorithm::Sha384
+                | HashAlgorithm::Sha512
+                | HashAlgorithm::Sha3_256
+                | HashAlgorithm::Sha3_512
+        )
     )
 }
 
@@ -50,14 +56,27 @@ fn alive<'a>(made: u64, bindings: impl Iterator<Item = &'a Signature>, now: u64)
     life.is_none_or(|life| life.is_zero() || made.saturating_add(life.as_secs()) >= now)
 }
 
-fn by_certificate(certificate: &SignedPublicKey, message: &CleartextSignedMessage, text: &[u8], now: u64) -> Option<String> {
-    if !certificate.details.revocation_signatures.is_empty() || certificate.details.verify_bindings(&certificate.primary_key).is_err() {
+fn by_certificate(
+    certificate: &SignedPublicKey,
+    message: &CleartextSignedMessage,
+    text: &[u8],
+    now: u64,
+) -> Option<String> {
+    if !certificate.details.revocation_signatures.is_empty()
+        || certificate.details.verify_bindings(&certificate.primary_key).is_err()
+    {
         return None;
     }
     let primary = &certificate.primary_key;
-    let own = certificate.details.users.iter().flat_map(|user| &user.signatures).chain(&certificate.details.direct_signatures);
+    let own = certificate
+        .details
+        .users
+        .iter()
+        .flat_map(|user| &user.signatures)
+        .chain(&certificate.details.direct_signatures);
     let by_itself = own.filter(|binding| {
-        binding.issuer_key_id().iter().any(|id| **id == primary.legacy_key_id()) || binding.issuer_fingerprint().iter().any(|f| **f == primary.fingerprint())
+        binding.issuer_key_id().iter().any(|id| **id == primary.legacy_key_id())
+            || binding.issuer_fingerprint().iter().any(|f| **f == primary.fingerprint())
     });
     if !alive(seconds(primary.created_at().into()), by_itself, now) {
         return None;
@@ -67,7 +86,10 @@ fn by_certificate(certificate: &SignedPublicKey, message: &CleartextSignedMessag
             return Some(format!("{:X}", primary.fingerprint()));
         }
         for subkey in &certificate.public_subkeys {
-            let revoked = subkey.signatures.iter().any(|s| s.typ() == Some(pgp::packet::SignatureType::SubkeyRevocation));
+            let revoked = subkey
+                .signatures
+                .iter()
+                .any(|s| s.typ() == Some(pgp::packet::SignatureType::SubkeyRevocation));
             let signs = subkey.signatures.iter().any(|binding| binding.key_flags().sign());
             if !revoked
                 && signs
@@ -84,7 +106,8 @@ fn by_certificate(certificate: &SignedPublicKey, message: &CleartextSignedMessag
 
 /// Check the signature; what comes back is the signed text alone.
 pub fn verify(bytes: &[u8], keyring: &[String], now: u64) -> Result<Signed, Failure> {
-    let broken = |message: &str| refused(FailureKind::Verification, format!("it is no clear-signed text: {message}"));
+    let broken =
+        |message: &str| refused(FailureKind::Verification, format!("it is no clear-signed text: {message}"));
     let text = std::str::from_utf8(bytes).map_err(|_| broken("not UTF-8"))?;
     const BEGIN: &str = "-----BEGIN PGP SIGNED MESSAGE-----\n";
     const END: &str = "-----END PGP SIGNATURE-----\n";
@@ -92,23 +115,34 @@ pub fn verify(bytes: &[u8], keyring: &[String], now: u64) -> Result<Signed, Fail
     if !text.starts_with(BEGIN) || !text.ends_with(END) {
         return Err(broken("something stands before or after it"));
     }
-    if text.matches("-----BEGIN PGP SIGNED MESSAGE-----").count() != 1 || text.matches(END).count() != 1 || text.contains('\0') {
+    if text.matches("-----BEGIN PGP SIGNED MESSAGE-----").count() != 1
+        || text.matches(END).count() != 1
+        || text.contains('\0')
+    {
         return Err(broken("more than one message, or NUL bytes"));
     }
-    let (message, _) = CleartextSignedMessage::from_string(text).map_err(|error| broken(&error.to_string()))?;
+    let (message, _) =
+        CleartextSignedMessage::from_string(text).map_err(|error| broken(&error.to_string()))?;
     let signed = message.signed_text();
     for armoured in keyring {
-        let (certificate, _) = SignedPublicKey::from_string(armoured)
-            .map_err(|error| Failure::new(FailureKind::Request, "keyring", format!("a key cannot be read: {error}")))?;
+        let (certificate, _) = SignedPublicKey::from_string(armoured).map_err(|error| {
+            Failure::new(FailureKind::Request, "keyring", format!("a key cannot be read: {error}"))
+        })?;
         if let Some(signer) = by_certificate(&certificate, &message, signed.as_bytes(), now) {
             return Ok(Signed { text: signed.replace("\r\n", "\n"), signer });
         }
     }
-    let issuers: Vec<String> =
-        message.signatures().iter().flat_map(|s| s.issuer_fingerprint().into_iter().map(|f| format!("{f:X}"))).collect();
+    let issuers: Vec<String> = message
+        .signatures()
+        .iter()
+        .flat_map(|s| s.issuer_fingerprint().into_iter().map(|f| format!("{f:X}")))
+        .collect();
     Err(refused(
         FailureKind::Verification,
-        format!("no valid signature by a key of this source (signed by {}); it was altered, or the keyring is too old", issuers.join(", ")),
+        format!(
+            "no valid signature by a key of this source (signed by {}); it was altered, or the keyring is too old",
+            issuers.join(", ")
+        ),
     ))
 }
 
@@ -154,11 +188,16 @@ pub fn judge(text: &str, wanted: &Wanted<'_>) -> Result<ReleaseIndex, Failure> {
     if let Some(newest) = wanted.newest_seen.filter(|newest| made < *newest) {
         return Err(refused(
             FailureKind::Stale,
-            format!("it is of {made}, but one of {newest} (seconds since 1970) was seen before; the mirror is behind, or replays an old index"),
+            format!(
+                "it is of {made}, but one of {newest} (seconds since 1970) was seen before; the mirror is behind, or replays an old index"
+            ),
         ));
     }
     if valid_until.is_some_and(|until| until < wanted.now) {
-        return Err(refused(FailureKind::Stale, "its Valid-Until has passed; the mirror is behind, or this machine's clock is wrong"));
+        return Err(refused(
+            FailureKind::Stale,
+            "its Valid-Until has passed; the mirror is behind, or this machine's clock is wrong",
+        ));
     }
     for (name, value) in [("Components", wanted.component), ("Architectures", wanted.architecture)] {
         if !own(name).split_whitespace().any(|one| one == value || one.rsplit('/').next() == Some(value)) {
@@ -187,19 +226,24 @@ pub fn judge(text: &str, wanted: &Wanted<'_>) -> Result<ReleaseIndex, Failure> {
 
 /// The entry of a file in the `SHA256` section.
 fn listed(text: &str, path: &str, compression: Compression) -> Option<IndexFile> {
-    let section = text.lines().skip_while(|line| *line != "SHA256:").skip(1).take_while(|line| line.starts_with(' '));
-    section.filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let (sha256, size, name) = (words.next()?, words.next()?, words.next()?);
-        let hex = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        (name == path && hex && words.next().is_none()).then(|| Some(IndexFile {
-            path: path.to_owned(),
-            size: size.parse().ok()?,
-            sha256: sha256.to_owned(),
-            compression,
-        }))?
-    })
-    .next()
+    let section =
+        text.lines().skip_while(|line| *line != "SHA256:").skip(1).take_while(|line| line.starts_with(' '));
+    section
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let (sha256, size, name) = (words.next()?, words.next()?, words.next()?);
+            let hex = sha256.len() == 64
+                && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            (name == path && hex && words.next().is_none()).then(|| {
+                Some(IndexFile {
+                    path: path.to_owned(),
+                    size: size.parse().ok()?,
+                    sha256: sha256.to_owned(),
+                    compression,
+                })
+            })?
+        })
+        .next()
 }
 
 #[cfg(test)]
@@ -217,7 +261,13 @@ mod tests {
     }
 
     fn wanted() -> Wanted<'static> {
-        Wanted { now: 1_757_200_000, newest_seen: None, suite: "bookworm", component: "main", architecture: "amd64" }
+        Wanted {
+            now: 1_757_200_000,
+            newest_seen: None,
+            suite: "bookworm",
+            component: "main",
+            architecture: "amd64",
+        }
     }
 
     #[test]
@@ -231,7 +281,10 @@ mod tests {
     #[test]
     fn stale_foreign_and_incomplete_ones() {
         let kind = |text: &str, wanted: &Wanted<'_>| judge(text, wanted).expect_err("refused").kind;
-        assert_eq!(kind(&text(), &Wanted { newest_seen: Some(1_757_153_596), ..wanted() }), FailureKind::Stale);
+        assert_eq!(
+            kind(&text(), &Wanted { newest_seen: Some(1_757_153_596), ..wanted() }),
+            FailureKind::Stale
+        );
         assert_eq!(kind(&text(), &Wanted { now: 1_700_000_000, ..wanted() }), FailureKind::Stale);
         assert_eq!(kind(&text(), &Wanted { suite: "trixie", ..wanted() }), FailureKind::Verification);
         assert_eq!(kind(&text(), &Wanted { architecture: "riscv64", ..wanted() }), FailureKind::NotFound);
@@ -244,7 +297,13 @@ mod tests {
     #[test]
     fn what_is_not_one_signed_message_is_refused() {
         let text = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nx\n-----BEGIN PGP SIGNATURE-----\n\n=aaaa\n-----END PGP SIGNATURE-----\n";
-        for bad in [text.to_owned(), format!("Origin: x\n{text}"), format!("{text}Origin: x\n"), format!("{text}{text}"), String::new()] {
+        for bad in [
+            text.to_owned(),
+            format!("Origin: x\n{text}"),
+            format!("{text}Origin: x\n"),
+            format!("{text}{text}"),
+            String::new(),
+        ] {
             let failure = verify(bad.as_bytes(), &[], 0).err().expect("refused");
             assert_eq!(failure.kind, FailureKind::Verification, "{bad}");
         }

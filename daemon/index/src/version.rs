@@ -29,7 +29,8 @@ fn part(a: &str, b: &str) -> Ordering {
         }
         let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (x, y) = (digits(a), digits(b));
-        let strip = |text: &[u8]| -> Vec<u8> { text.iter().copied().skip_while(|byte| *byte == b'0').collect() };
+        let strip =
+            |text: &[u8]| -> Vec<u8> { text.iter().copied().skip_while(|byte| *byte == b'0').collect() };
         let (left, right) = (strip(&a[..x]), strip(&b[..y]));
         let order = left.len().cmp(&right.len()).then_with(|| left.cmp(&right));
         if order != Ordering::Equal {
@@ -71,7 +72,22 @@ mod tests {
 
     #[test]
     fn the_order_of_policy() {
-        let ordered = ["~~", "~~a", "~", "", "a", "1.0~rc1", "1.0", "1.0-1", "1.0-1+b1", "1.0+dfsg-1", "1.2", "1.10", "1.10a", "1:0.1"];
+        let ordered = [
+            "~~",
+            "~~a",
+            "~",
+            "",
+            "a",
+            "1.0~rc1",
+            "1.0",
+            "1.0-1",
+            "1.0-1+b1",
+            "1.0+dfsg-1",
+            "1.2",
+            "1.10",
+            "1.10a",
+            "1:0.1",
+        ];
         for (i, a) in ordered.iter().enumerate() {
             for (j, b) in ordered.iter().enumerate() {
                 assert_eq!(compare(a, b), i.cmp(&j), "{a:?} and {b:?}");

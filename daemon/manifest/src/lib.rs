@@ -7,7 +7,8 @@ mod variables;
 
 pub use lock::{Lock, LockError, LockedBase, LockedPackage};
 pub use manifest::{
-    Base, Gui, Hardware, Manifest, ManifestError, Mount, Network, ResourceLimits, Runtime, System, Unsupported,
+    Base, Gui, Hardware, Manifest, ManifestError, Mount, Network, ResourceLimits, Runtime, System,
+    Unsupported,
 };
 pub use policy::{MountQuestion, Policy, PolicyError, Refusal};
 pub use variables::{SessionAccount, session_variables};

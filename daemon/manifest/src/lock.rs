@@ -81,7 +81,9 @@ impl Lock {
             if !plain(&package.version, ".+-:~") || !plain(&package.architecture, "-") {
                 return bad("version or architecture is malformed");
             }
-            if package.sha256.len() != 64 || !package.sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+            if package.sha256.len() != 64
+                || !package.sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            {
                 return bad("sha256 is not 64 lower-case hex digits");
             }
             let scheme = package.url.starts_with("https://") || package.url.starts_with("http://");
@@ -91,7 +93,10 @@ impl Lock {
         }
         let key = |package: &LockedPackage| (package.name.clone(), package.architecture.clone());
         if let Some(pair) = lock.packages.windows(2).find(|pair| key(&pair[0]) >= key(&pair[1])) {
-            return Err(LockError::Package { name: pair[1].name.clone(), what: "it stands twice, or out of order" });
+            return Err(LockError::Package {
+                name: pair[1].name.clone(),
+                what: "it stands twice, or out of order",
+            });
         }
         Ok(lock)
     }
@@ -118,8 +123,10 @@ mod tests {
     use super::*;
 
     fn lock() -> (Manifest, Lock) {
-        let manifest = Manifest::parse("manifest_version = 1\n[base]\nrelease = \"debian/bookworm\"\n[system]\npackages = [\"jq\"]\n")
-            .expect("good");
+        let manifest = Manifest::parse(
+            "manifest_version = 1\n[base]\nrelease = \"debian/bookworm\"\n[system]\npackages = [\"jq\"]\n",
+        )
+        .expect("good");
         let base = LockedBase {
             reference: "debian/bookworm".into(),
             source: "debian".into(),
@@ -147,7 +154,8 @@ mod tests {
         assert_eq!(again, lock);
         assert_eq!(again.digest(), lock.digest());
         assert!(again.fits(&manifest));
-        let other = Manifest::parse("manifest_version = 1\n[base]\nrelease = \"debian/bookworm\"\n").expect("good");
+        let other =
+            Manifest::parse("manifest_version = 1\n[base]\nrelease = \"debian/bookworm\"\n").expect("good");
         assert!(!again.fits(&other));
     }
 

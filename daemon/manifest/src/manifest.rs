@@ -89,9 +89,9 @@ impl<'de> Deserialize<'de> for Mount {
             (_, Some(rest)) => (rest, false),
             _ => (text.as_str(), false),
         };
-        let (source, target) = rest
-            .rsplit_once(':')
-            .ok_or_else(|| D::Error::custom(format!("{text:?} is no mount; write \"SOURCE:TARGET\" or \"SOURCE:TARGET:ro\"")))?;
+        let (source, target) = rest.rsplit_once(':').ok_or_else(|| {
+            D::Error::custom(format!("{text:?} is no mount; write \"SOURCE:TARGET\" or \"SOURCE:TARGET:ro\""))
+        })?;
         let bad = |what: &str| Err(D::Error::custom(format!("mount {text:?}: {what}")));
         if source.is_empty() || text.contains(|c: char| c.is_control()) {
             return bad("the source is empty, or there are control characters in it");
@@ -100,7 +100,9 @@ impl<'de> Deserialize<'de> for Mount {
             && target.len() > 1
             && target[1..].split('/').all(|part| !part.is_empty() && part != "." && part != "..");
         if !plain {
-            return bad("the target must be an absolute path without `.`, `..` or doubled slashes, and not `/`");
+            return bad(
+                "the target must be an absolute path without `.`, `..` or doubled slashes, and not `/`",
+            );
         }
         for taken in ["/proc", "/sys", "/dev", "/run", "/etc"] {
             if target == taken || (target.starts_with(&format!("{taken}/")) && taken != "/etc") {
@@ -206,7 +208,11 @@ impl Manifest {
         };
         for package in &self.system.packages {
             if !package_name(package) {
-                return bad("system.packages", package, "is no package name (lower case, digits, + - .; `name=version` pins one)");
+                return bad(
+                    "system.packages",
+                    package,
+                    "is no package name (lower case, digits, + - .; `name=version` pins one)",
+                );
             }
         }
         for (name, value) in &self.environment {
@@ -241,7 +247,11 @@ impl Manifest {
         add(!self.gui.apps.is_empty(), "gui.apps", "applications are not exported yet");
         add(self.hardware.gpu, "hardware.gpu", "devices are not granted yet");
         add(self.hardware.audio, "hardware.audio", "devices are not granted yet");
-        add(self.runtime.backend.as_deref() == Some("oci"), "runtime.backend", "only \"namespace\" is there so far");
+        add(
+            self.runtime.backend.as_deref() == Some("oci"),
+            "runtime.backend",
+            "only \"namespace\" is there so far",
+        );
         add(
             self.runtime.network == Network::Private,
             "runtime.network",
@@ -312,9 +322,15 @@ cpu_shares = 512
     #[test]
     fn layout_and_comments_do_not_change_the_digest() {
         let other = FULL.replace("[gui]\napps = []\n", "# nothing\n").replace("\"git\", ", "\"git\",   ");
-        assert_eq!(Manifest::parse(FULL).expect("good").digest(), Manifest::parse(&other).expect("good").digest());
+        assert_eq!(
+            Manifest::parse(FULL).expect("good").digest(),
+            Manifest::parse(&other).expect("good").digest()
+        );
         let changed = FULL.replace("vi", "ed");
-        assert_ne!(Manifest::parse(FULL).expect("good").digest(), Manifest::parse(&changed).expect("good").digest());
+        assert_ne!(
+            Manifest::parse(FULL).expect("good").digest(),
+            Manifest::parse(&changed).expect("good").digest()
+        );
     }
 
     #[test]
@@ -323,8 +339,15 @@ cpu_shares = 512
             error("manifest_version = 1\n[base]\nrelase = \"debian/bookworm\"\n"),
             "casemate.toml, line 3, column 1: unknown field `relase`, expected `release` or `image`; did you mean `release`?"
         );
-        assert!(error("manifest_version = 1\n[base]\nrelease=\"a/b\"\n[sytem]\n").contains("did you mean `system`?"));
-        assert!(error(&FULL.replace("cpu_shares", "cpu_share")).contains("line 21, column 1"), "{}", error(&FULL.replace("cpu_shares", "cpu_share")));
+        assert!(
+            error("manifest_version = 1\n[base]\nrelease=\"a/b\"\n[sytem]\n")
+                .contains("did you mean `system`?")
+        );
+        assert!(
+            error(&FULL.replace("cpu_shares", "cpu_share")).contains("line 21, column 1"),
+            "{}",
+            error(&FULL.replace("cpu_shares", "cpu_share"))
+        );
     }
 
     #[test]

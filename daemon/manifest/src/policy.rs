@@ -19,11 +19,15 @@ pub struct PolicyError {
 /// What policy refuses, and what to change.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Refusal {
-    #[error("mount of {requested:?} ({resolved}) denied: {reason}; to allow it, change [mounts] in policy.toml")]
+    #[error(
+        "mount of {requested:?} ({resolved}) denied: {reason}; to allow it, change [mounts] in policy.toml"
+    )]
     MountDenied { requested: String, resolved: String, reason: String },
     #[error("variable {name} denied: {reason}; remove it from the manifest")]
     VariableDenied { name: String, reason: &'static str },
-    #[error("{key} = {asked} is above the {bound} that policy allows; lower it, or raise {key} in policy.toml, [resource_limits]")]
+    #[error(
+        "{key} = {asked} is above the {bound} that policy allows; lower it, or raise {key} in policy.toml, [resource_limits]"
+    )]
     ResourceLimitExceeded { key: &'static str, asked: u64, bound: u64 },
     #[error("device {name:?} denied; to allow it, add it to [devices] in policy.toml")]
     DeviceDenied { name: String },
@@ -85,10 +89,28 @@ impl Default for Mounts {
         Self {
             allowed: paths(&["/home", "/tmp"]),
             denied_in_home: paths(&[
-                ".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".config/gcloud", ".netrc", ".pki",
-                ".password-store", ".local/share/keyrings", ".local/share/kwalletd", ".mozilla", ".thunderbird",
-                ".config/google-chrome", ".config/chromium", ".config/BraveSoftware", ".config/microsoft-edge",
-                ".config/vivaldi", ".config/opera", ".var/app", "snap",
+                ".ssh",
+                ".gnupg",
+                ".aws",
+                ".azure",
+                ".kube",
+                ".docker",
+                ".config/gcloud",
+                ".netrc",
+                ".pki",
+                ".password-store",
+                ".local/share/keyrings",
+                ".local/share/kwalletd",
+                ".mozilla",
+                ".thunderbird",
+                ".config/google-chrome",
+                ".config/chromium",
+                ".config/BraveSoftware",
+                ".config/microsoft-edge",
+                ".config/vivaldi",
+                ".config/opera",
+                ".var/app",
+                "snap",
             ]),
         }
     }
@@ -122,7 +144,8 @@ pub struct MountQuestion<'a> {
 
 /// The loader and the shell read these before the program that they are meant for: they would run code of the manifest's
 /// choice with the rights of whatever is started.
-const LOADER: &[&str] = &["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_DEBUG_OUTPUT", "BASH_ENV", "ENV", "GCONV_PATH"];
+const LOADER: &[&str] =
+    &["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_DEBUG_OUTPUT", "BASH_ENV", "ENV", "GCONV_PATH"];
 
 impl Policy {
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
@@ -213,13 +236,23 @@ mod tests {
 
     #[test]
     fn mounts() {
-        for (path, beneath) in [("/home/ann/src", false), ("/tmp/x", false), ("/srv/project", true), ("/home/ann/.sshx", false)] {
+        for (path, beneath) in
+            [("/home/ann/src", false), ("/tmp/x", false), ("/srv/project", true), ("/home/ann/.sshx", false)]
+        {
             assert_eq!(judge(path, beneath), Ok(()), "{path}");
         }
         for (path, beneath) in [
-            ("/home/ann/.ssh", false), ("/home/ann/.ssh/id", true), ("/home/ann", false), ("/home", false), ("/", true),
-            ("/etc", false), ("/homer/x", false), ("/home/ann/.local/share/casemate/objects", true), ("/home/ann/.local", true),
-            ("/home/ann/.mozilla/firefox", false), ("/tmp", false),
+            ("/home/ann/.ssh", false),
+            ("/home/ann/.ssh/id", true),
+            ("/home/ann", false),
+            ("/home", false),
+            ("/", true),
+            ("/etc", false),
+            ("/homer/x", false),
+            ("/home/ann/.local/share/casemate/objects", true),
+            ("/home/ann/.local", true),
+            ("/home/ann/.mozilla/firefox", false),
+            ("/tmp", false),
         ] {
             assert!(matches!(judge(path, beneath), Err(Refusal::MountDenied { .. })), "{path}");
         }
@@ -227,7 +260,9 @@ mod tests {
 
     #[test]
     fn limits_and_variables_and_devices() {
-        let policy = Policy::parse("[resource_limits]\nmemory_limit_mb = 1024\n[devices]\nallowed = [\"kvm\"]\n").expect("good");
+        let policy =
+            Policy::parse("[resource_limits]\nmemory_limit_mb = 1024\n[devices]\nallowed = [\"kvm\"]\n")
+                .expect("good");
         let limits = ResourceLimits { memory_limit_mb: Some(2048), ..ResourceLimits::default() };
         assert_eq!(
             policy.judge_limits(&limits),
@@ -236,8 +271,13 @@ mod tests {
         assert!(policy.judge_device("kvm").is_ok());
         assert!(policy.judge_device("gpu").is_err());
         for name in ["SSH_AUTH_SOCK", "LD_PRELOAD", "HOME"] {
-            assert!(policy.judge_variables(&BTreeMap::from([(name.to_owned(), String::new())])).is_err(), "{name}");
+            assert!(
+                policy.judge_variables(&BTreeMap::from([(name.to_owned(), String::new())])).is_err(),
+                "{name}"
+            );
         }
-        assert!(Policy::parse("[mount]\n").expect_err("refused").to_string().contains("did you mean `mounts`?"));
+        assert!(
+            Policy::parse("[mount]\n").expect_err("refused").to_string().contains("did you mean `mounts`?")
+        );
     }
 }

@@ -25,17 +25,25 @@ pub fn session_variables(
     root: bool,
 ) -> Result<Vec<String>, Refusal> {
     let mut variables = BTreeMap::new();
-    let path = if root { "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" } else { "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games" };
+    let path = if root {
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    } else {
+        "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+    };
     variables.insert("PATH", path);
     variables.insert("LANG", "C.UTF-8");
     variables.insert("TERM", "dumb");
     let asked: BTreeMap<String, String> = client.iter().cloned().collect();
     let given = |name: &str| OF_CLIENT.contains(&name) || name.starts_with("LC_");
-    let extra: BTreeMap<String, String> = asked.iter().filter(|(name, _)| !given(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
+    let extra: BTreeMap<String, String> =
+        asked.iter().filter(|(name, _)| !given(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
     Policy::default().judge_variables(&extra)?;
     for (name, value) in asked.iter().chain(manifest) {
         if !variable_name(name) || value.contains('\0') {
-            return Err(Refusal::VariableDenied { name: name.escape_debug().to_string(), reason: "name or value is malformed" });
+            return Err(Refusal::VariableDenied {
+                name: name.escape_debug().to_string(),
+                reason: "name or value is malformed",
+            });
         }
         variables.insert(name, value);
     }
@@ -60,7 +68,14 @@ mod tests {
         let client = [("TERM".to_owned(), "xterm".to_owned()), ("LC_ALL".to_owned(), "C".to_owned())];
         let manifest = BTreeMap::from([("EDITOR".to_owned(), "vi".to_owned())]);
         let variables = session_variables(&account, &client, &manifest, false).expect("good");
-        for expected in ["HOME=/home/ann", "TERM=xterm", "EDITOR=vi", "LC_ALL=C", "XDG_RUNTIME_DIR=/run/user/1000", "LANG=C.UTF-8"] {
+        for expected in [
+            "HOME=/home/ann",
+            "TERM=xterm",
+            "EDITOR=vi",
+            "LC_ALL=C",
+            "XDG_RUNTIME_DIR=/run/user/1000",
+            "LANG=C.UTF-8",
+        ] {
             assert!(variables.iter().any(|variable| variable == expected), "{expected} in {variables:?}");
         }
         for (name, value) in [("SSH_AUTH_SOCK", "/x"), ("HOME", "/x"), ("A B", "x"), ("A", "\0")] {

@@ -43,7 +43,12 @@ fn with_line(text: &str, name: &str, id: Option<u32>, line: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-fn rewrite(etc: &OwnedFd, file: &str, create: bool, edit: impl FnOnce(&str) -> String) -> Result<(), InitError> {
+fn rewrite(
+    etc: &OwnedFd,
+    file: &str,
+    create: bool,
+    edit: impl FnOnce(&str) -> String,
+) -> Result<(), InitError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let (text, mode) = match rustix::fs::openat2(etc, file, flags, Mode::empty(), BENEATH) {
         Ok(descriptor) => {
@@ -51,10 +56,13 @@ fn rewrite(etc: &OwnedFd, file: &str, create: bool, edit: impl FnOnce(&str) -> S
             let mut bytes = Vec::new();
             let read = File::from(descriptor).take(FILE_MAX + 1).read_to_end(&mut bytes);
             let size = step("read an account file", read)?;
-            if size as u64 > FILE_MAX || rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+            if size as u64 > FILE_MAX
+                || rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile
+            {
                 return Err(InitError::AccountFile { file: file.to_owned() });
             }
-            let text = String::from_utf8(bytes).map_err(|_| InitError::AccountFile { file: file.to_owned() })?;
+            let text =
+                String::from_utf8(bytes).map_err(|_| InitError::AccountFile { file: file.to_owned() })?;
             (text, stat.st_mode & 0o777)
         }
         Err(Errno::NOENT) if create => (String::new(), 0o644),
@@ -73,9 +81,13 @@ fn rewrite(etc: &OwnedFd, file: &str, create: bool, edit: impl FnOnce(&str) -> S
 pub fn write(root: BorrowedFd<'_>, account: &Account, ids: Ids) -> Result<(), InitError> {
     let Account { name, uid, gid, home, shell } = account;
     let etc = step("open /etc inside", directory(root, "etc", 0o755))?;
-    rewrite(&etc, "passwd", true, |text| with_line(text, name, Some(*uid), &format!("{name}:x:{uid}:{gid}::{home}:{shell}")))?;
+    rewrite(&etc, "passwd", true, |text| {
+        with_line(text, name, Some(*uid), &format!("{name}:x:{uid}:{gid}::{home}:{shell}"))
+    })?;
     rewrite(&etc, "group", true, |text| with_line(text, name, Some(*gid), &format!("{name}:x:{gid}:")))?;
-    rewrite(&etc, "shadow", false, |text| with_line(text, name, None, &format!("{name}:!:19000:0:99999:7:::")))?;
+    rewrite(&etc, "shadow", false, |text| {
+        with_line(text, name, None, &format!("{name}:!:19000:0:99999:7:::"))
+    })?;
     rewrite(&etc, "gshadow", false, |text| with_line(text, name, None, &format!("{name}:!::")))?;
 
     let (parent, leaf) = home.rsplit_once('/').unwrap_or(("", home));
@@ -124,7 +136,8 @@ mod tests {
 
     #[test]
     fn the_user_comes_before_an_entry_of_the_same_number_and_replaces_one_of_the_same_name() {
-        let text = "root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\nann:x:7:7::/:/bin/false\n";
+        let text =
+            "root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\nann:x:7:7::/:/bin/false\n";
         assert_eq!(
             with_line(text, "ann", Some(1000), "ann:x:1000:1000::/home/ann:/bin/bash"),
             "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/home/ann:/bin/bash\nnode:x:1000:1000::/home/node:/bin/sh\n"

@@ -12,20 +12,51 @@ use crate::syscalls::ALLOWED;
 /// Denied by name, so that a program hears "not permitted", as it does elsewhere, and not "no such call".
 const DENIED: &[i64] = &[
     // New namespaces and mounts: nested user namespaces are a way to kernel bugs (CVE-2022-0185).
-    libc::SYS_unshare, libc::SYS_setns, libc::SYS_mount, libc::SYS_umount2, libc::SYS_pivot_root, libc::SYS_mount_setattr,
-    libc::SYS_move_mount, libc::SYS_open_tree, libc::SYS_fsopen, libc::SYS_fsconfig, libc::SYS_fsmount, libc::SYS_fspick,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
     // Keyrings are not namespaced by container (CVE-2016-9962).
-    libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
     // Large kernel interfaces with a history.
-    libc::SYS_bpf, libc::SYS_perf_event_open, libc::SYS_userfaultfd, libc::SYS_io_uring_setup, libc::SYS_io_uring_enter,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     // The machine's, not the environment's.
-    libc::SYS_kexec_load, libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module, libc::SYS_reboot,
-    libc::SYS_swapon, libc::SYS_swapoff, libc::SYS_acct, libc::SYS_quotactl, libc::SYS_settimeofday, libc::SYS_clock_settime,
-    libc::SYS_syslog, libc::SYS_vhangup, libc::SYS_lookup_dcookie, libc::SYS_nfsservctl, libc::SYS_sethostname,
+    libc::SYS_kexec_load,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_syslog,
+    libc::SYS_vhangup,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_nfsservctl,
+    libc::SYS_sethostname,
     libc::SYS_setdomainname,
     // Handles reach files past any mount (the "shocker" attack).
-    libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at, libc::SYS_fanotify_init,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_fanotify_init,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_iopl,
     #[cfg(target_arch = "x86_64")]
@@ -71,21 +102,38 @@ fn denied() -> Result<Rules, FilterError> {
         values.iter().map(|value| when(argument, SeccompCmpOp::Eq, *value)).collect()
     };
     rules.insert(libc::SYS_ioctl, equal(1, &[TIOCSTI, TIOCLINUX])?);
-    let families = [libc::AF_ALG, libc::AF_VSOCK, libc::AF_KEY, libc::AF_PACKET, libc::AF_XDP, libc::AF_TIPC, libc::AF_RDS];
+    let families = [
+        libc::AF_ALG,
+        libc::AF_VSOCK,
+        libc::AF_KEY,
+        libc::AF_PACKET,
+        libc::AF_XDP,
+        libc::AF_TIPC,
+        libc::AF_RDS,
+    ];
     rules.insert(libc::SYS_socket, equal(0, &families.map(|family| family as u64))?);
     let spaces = [
-        libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWPID, libc::CLONE_NEWNET, libc::CLONE_NEWIPC, libc::CLONE_NEWUTS,
+        libc::CLONE_NEWUSER,
+        libc::CLONE_NEWNS,
+        libc::CLONE_NEWPID,
+        libc::CLONE_NEWNET,
+        libc::CLONE_NEWIPC,
+        libc::CLONE_NEWUTS,
         libc::CLONE_NEWCGROUP,
     ];
-    let flags: Result<Vec<_>, _> =
-        spaces.iter().map(|flag| when(0, SeccompCmpOp::MaskedEq(*flag as u32 as u64), *flag as u32 as u64)).collect();
+    let flags: Result<Vec<_>, _> = spaces
+        .iter()
+        .map(|flag| when(0, SeccompCmpOp::MaskedEq(*flag as u32 as u64), *flag as u32 as u64))
+        .collect();
     rules.insert(libc::SYS_clone, flags?);
     Ok(rules)
 }
 
 /// Calls that change owners, answered as done where one id is all there is: package managers then go on.
 const OWNERSHIP: &[i64] = &[
-    libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_setgroups,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setgroups,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chown,
     #[cfg(target_arch = "x86_64")]

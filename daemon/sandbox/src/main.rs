@@ -48,7 +48,9 @@ pub enum InitError {
     Swapped { path: String },
     #[error("the image's /etc/{file} is no text file of a sane size")]
     AccountFile { file: String },
-    #[error("this kernel's Landlock can't keep sockets and signals apart ({0}); network = \"host\" needs Linux 6.12 or later")]
+    #[error(
+        "this kernel's Landlock can't keep sockets and signals apart ({0}); network = \"host\" needs Linux 6.12 or later"
+    )]
     Landlock(String),
     #[error("descriptors are missing from the request")]
     Descriptors,
@@ -95,14 +97,24 @@ fn inner_namespace(plan: &Plan, proc: &OwnedFd) -> Result<OwnedFd, InitError> {
             drop(ready_in);
             let count = step("wait for the inner namespace", nix::unistd::read(&ready, &mut [0]))?;
             if count != 1 {
-                return step("make the inner namespace", Err(std::io::Error::other("the child that makes it died")));
+                return step(
+                    "make the inner namespace",
+                    Err(std::io::Error::other("the child that makes it died")),
+                );
             }
             let (users, groups) = match plan.ids {
-                Ids::Range { user, group } => (ids::to_text(&ids::inner(user)), ids::to_text(&ids::inner(group))),
+                Ids::Range { user, group } => {
+                    (ids::to_text(&ids::inner(user)), ids::to_text(&ids::inner(group)))
+                }
                 Ids::Single { user, group } => (format!("{user} 0 1"), format!("{group} 0 1")),
             };
             let open = |name: &str, flags: OFlags| {
-                rustix::fs::openat(proc, format!("{}/{name}", child.as_raw()), flags | OFlags::CLOEXEC, Mode::empty())
+                rustix::fs::openat(
+                    proc,
+                    format!("{}/{name}", child.as_raw()),
+                    flags | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
             };
             let write = |name: &str, text: &str| {
                 let file = step(&format!("open {name}"), open(name, OFlags::WRONLY))?;
@@ -163,13 +175,19 @@ fn init(plan: Plan, user: User, events: &mut File, parent: OwnedFd) -> Result<()
     let signals = step("read signals", signals)?;
     // SAFETY: the daemon opened FD_CONTROL for init, and nothing else takes it.
     let listener = unsafe { OwnedFd::from_raw_fd(FD_CONTROL) };
-    step("keep the control socket from sessions", rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC))?;
+    step(
+        "keep the control socket from sessions",
+        rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC),
+    )?;
     // Only now: the kernel notes who listens, and that is whom a daemon takes for the environment.
     step("listen", rustix::net::listen(&listener, 16))?;
     die_with_parent(false)?;
     step("tell the daemon", send(events, &Event::Done { result: "ready".to_owned() }))?;
     // The pipe must not live on: neither in us nor in sessions.
-    step("close the events pipe", File::open("/dev/null").and_then(|null| sys::install(&null.into(), FD_EVENTS)))?;
+    step(
+        "close the events pipe",
+        File::open("/dev/null").and_then(|null| sys::install(&null.into(), FD_EVENTS)),
+    )?;
     step("close the events pipe", rustix::io::fcntl_setfd(&*events, rustix::io::FdFlags::CLOEXEC))?;
     step("tell our parent", nix::unistd::write(&parent, b"\n"))?;
     drop(parent);

@@ -10,8 +10,8 @@ use nix::mount::{MntFlags, MsFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::InitError;
@@ -31,7 +31,8 @@ fn open_path(at: impl AsFd, path: &str, more: OFlags, resolve: ResolveFlags) -> 
 /// Open a source of the host and see that it is what the daemon judged.
 fn open_source(source: &Source) -> Result<OwnedFd, InitError> {
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let descriptor = step(&format!("open {:?}", source.path), open_path(CWD, &source.path, OFlags::empty(), resolve))?;
+    let descriptor =
+        step(&format!("open {:?}", source.path), open_path(CWD, &source.path, OFlags::empty(), resolve))?;
     let stat = step("look at a source", rustix::fs::fstat(&descriptor))?;
     if (stat.st_dev, stat.st_ino) != (source.inode.device, source.inode.inode) {
         return Err(InitError::Swapped { path: source.path.clone() });
@@ -53,7 +54,11 @@ fn attach(mount: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
     move_mount(mount, "", target, "", flags)
 }
 
-fn file_system(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, InitError> {
+fn file_system(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, InitError> {
     let make = || {
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
         for (key, value) in options {
@@ -160,7 +165,10 @@ impl Tree {
     }
 
     fn node(&self, name: &str) -> Result<(), InitError> {
-        let source = step("open a device", open_path(CWD, &format!("/dev/{name}"), OFlags::NOFOLLOW, ResolveFlags::NO_SYMLINKS))?;
+        let source = step(
+            "open a device",
+            open_path(CWD, &format!("/dev/{name}"), OFlags::NOFOLLOW, ResolveFlags::NO_SYMLINKS),
+        )?;
         let stat = step("look at a device", rustix::fs::fstat(&source))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
             return Err(InitError::Swapped { path: format!("/dev/{name}") });
@@ -203,11 +211,23 @@ impl Tree {
     /// runc's and podman's.
     fn mask(&self) -> Result<(), InitError> {
         const MASKED: &[&str] = &[
-            "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-            "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/dev/block",
-            "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/selinux",
+            "/proc/acpi",
+            "/proc/asound",
+            "/proc/interrupts",
+            "/proc/kcore",
+            "/proc/keys",
+            "/proc/latency_stats",
+            "/proc/sched_debug",
+            "/proc/scsi",
+            "/proc/timer_list",
+            "/proc/timer_stats",
+            "/sys/dev/block",
+            "/sys/devices/virtual/powercap",
+            "/sys/firmware",
+            "/sys/fs/selinux",
         ];
-        const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+        const READ_ONLY: &[&str] =
+            &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
         let null = step("open /dev/null", self.open("/dev/null", OFlags::NOFOLLOW))?;
         for path in MASKED {
             let target = match self.open(path, OFlags::NOFOLLOW) {
@@ -253,7 +273,8 @@ impl Tree {
         }
         if matches!(plan.ids, casemate_sandbox::plan::Ids::Range { .. }) {
             let owner = (rustix::fs::Uid::from_raw(plan.user.uid), rustix::fs::Gid::from_raw(plan.user.gid));
-            let chown = rustix::fs::chownat(&self.root, &user[1..], Some(owner.0), Some(owner.1), AtFlags::empty());
+            let chown =
+                rustix::fs::chownat(&self.root, &user[1..], Some(owner.0), Some(owner.1), AtFlags::empty());
             step("give the user their runtime directory", chown)?;
         }
         Ok(())
@@ -268,11 +289,11 @@ impl Tree {
             let mut made = File::from(step("make a file of the plan", made)?);
             step("write a file of the plan", made.write_all(file.content.as_bytes()))?;
             let tree = step("take a file of the plan", clone_tree(made.as_fd(), false))?;
-            step("unlink a file of the plan", rustix::fs::unlinkat(&dev, ".file", AtFlags::empty()))?;
             let attributes = sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
             step("make a file read-only", sys::mount_setattr(tree.as_fd(), attributes, false))?;
             let target = self.file(&file.path)?;
             step(&format!("mount {}", file.path), attach(&tree, &target))?;
+            step("unlink a file of the plan", rustix::fs::unlinkat(&dev, ".file", AtFlags::empty()))?;
         }
         Ok(())
     }
@@ -304,8 +325,12 @@ impl Tree {
 /// Make the whole tree; the process still has the host's root. Returns it and the environment's `/proc`.
 pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     let none = None::<&str>;
-    step("make mounts private", nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))?;
-    let sources: Result<Vec<OwnedFd>, _> = plan.mounts.iter().map(|mount| open_source(&mount.source)).collect();
+    step(
+        "make mounts private",
+        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none),
+    )?;
+    let sources: Result<Vec<OwnedFd>, _> =
+        plan.mounts.iter().map(|mount| open_source(&mount.source)).collect();
     let sources = sources?;
     let root = match &plan.root {
         Root::Overlay { lowers, upper, work } => {
@@ -318,14 +343,16 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
             tree
         }
     };
-    let safe =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let safe = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     // A new /proc may be mounted only while a whole one is in sight: the host's, until the root changes.
     let proc = file_system("proc", &[], safe)?;
     let sys = match plan.network {
         Network::None => file_system("sysfs", &[], safe | MountAttrFlags::MOUNT_ATTR_RDONLY)?,
         Network::Host => {
-            let host = step("open /sys", open_path(CWD, "/sys", OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS))?;
+            let host =
+                step("open /sys", open_path(CWD, "/sys", OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS))?;
             let tree = step("take /sys", clone_tree(host.as_fd(), true))?;
             let attributes = sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
             step("make /sys read-only", sys::mount_setattr(tree.as_fd(), attributes, true))?;
@@ -355,9 +382,14 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
 /// What root inside expects of a network of its own: loopback up, low ports and ping without capabilities in it.
 fn network(proc: &OwnedFd) -> Result<(), InitError> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    let socket = step("make a socket", socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None))?;
+    let socket = step(
+        "make a socket",
+        socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None),
+    )?;
     step("bring loopback up", sys::loopback_up(socket.as_fd()))?;
-    for (path, value) in [("sys/net/ipv4/ip_unprivileged_port_start", "0"), ("sys/net/ipv4/ping_group_range", "0 65535")] {
+    for (path, value) in
+        [("sys/net/ipv4/ip_unprivileged_port_start", "0"), ("sys/net/ipv4/ping_group_range", "0 65535")]
+    {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let write = rustix::fs::openat(proc, path, flags, Mode::empty())
             .map_err(io::Error::from)

@@ -13,8 +13,8 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags,
 };
 
 use crate::InitError;
@@ -91,7 +91,8 @@ impl Server {
             }
             // The newest connections are at the end: serve the old ones first, so that indexes hold.
             let known = state.connections.len();
-            let mut closed: Vec<usize> = (0..known).filter(|index| ready[2 + index] && !self.serve_one(&mut state, *index)).collect();
+            let mut closed: Vec<usize> =
+                (0..known).filter(|index| ready[2 + index] && !self.serve_one(&mut state, *index)).collect();
             if ready[1] {
                 self.accept(&mut state);
             }
@@ -107,7 +108,8 @@ impl Server {
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
         ];
-        descriptors.extend(state.connections.iter().map(|c| PollFd::new(c.socket.as_fd(), PollFlags::POLLIN)));
+        descriptors
+            .extend(state.connections.iter().map(|c| PollFd::new(c.socket.as_fd(), PollFlags::POLLIN)));
         let timeout = match deadline {
             None => PollTimeout::NONE,
             Some(at) => {
@@ -175,7 +177,13 @@ impl Server {
         true
     }
 
-    fn answer(&self, state: &mut State, index: usize, request: Request, descriptors: Vec<OwnedFd>) -> (Reply, Vec<OwnedFd>) {
+    fn answer(
+        &self,
+        state: &mut State,
+        index: usize,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> (Reply, Vec<OwnedFd>) {
         let refused = |message: &str| (Reply::Refused { message: message.to_owned() }, vec![]);
         match request {
             Request::Hello => {
@@ -199,7 +207,8 @@ impl Server {
                 (Reply::Done, vec![])
             }
             Request::Signal { session, signal } => {
-                let target = state.running.iter().find(|(_, running)| running.number == session).map(|(pid, _)| *pid);
+                let target =
+                    state.running.iter().find(|(_, running)| running.number == session).map(|(pid, _)| *pid);
                 match (target, Signal::try_from(signal)) {
                     (None, _) => refused("that session has ended"),
                     (_, Err(_)) => refused("there is no such signal"),
@@ -227,7 +236,12 @@ impl Server {
         }
     }
 
-    fn exec(&self, state: &mut State, request: Exec, descriptors: Vec<OwnedFd>) -> Result<(Reply, Vec<OwnedFd>), InitError> {
+    fn exec(
+        &self,
+        state: &mut State,
+        request: Exec,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(Reply, Vec<OwnedFd>), InitError> {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(InitError::Descriptors);
         let (streams, master) = match request.terminal {
@@ -235,9 +249,17 @@ impl Server {
             Some(size) => {
                 use rustix::pty::{OpenptFlags, openpt};
                 // Its own devpts: /dev/ptmx leads to /dev/pts/ptmx.
-                let master = step("open a terminal", openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC))?;
+                let master = step(
+                    "open a terminal",
+                    openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC),
+                )?;
                 step("unlock a terminal", rustix::pty::unlockpt(&master))?;
-                let window = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+                let window = rustix::termios::Winsize {
+                    ws_row: size.rows,
+                    ws_col: size.columns,
+                    ws_xpixel: 0,
+                    ws_ypixel: 0,
+                };
                 step("size a terminal", rustix::termios::tcsetwinsize(&master, window))?;
                 let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
                 let slave = step("open a terminal", rustix::pty::ioctl_tiocgptpeer(&master, flags))?;

@@ -156,7 +156,8 @@ impl Sessions {
 
     fn prepare(&self, request: &Exec, streams: &Streams) -> Result<(), InitError> {
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-        for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+        for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP))
+        {
             // SAFETY: the default action runs no code of ours.
             step("reset a signal", unsafe { sigaction(signal, &default) })?;
         }
@@ -168,7 +169,11 @@ impl Sessions {
             Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
             other => step("make a keyring", other)?,
         }
-        if request.root { self.become_root()? } else { self.become_user()? }
+        if request.root {
+            self.become_root()?
+        } else {
+            self.become_user()?
+        }
         // As whom we are now: a directory that only init could enter is none for the session.
         if let Err(error) = nix::unistd::chdir(request.directory.as_str()) {
             if !request.directory_optional {
@@ -216,7 +221,8 @@ fn execute(request: &Exec) -> i32 {
     let candidates: Vec<CString> = if name.contains('/') {
         arguments.first().cloned().into_iter().collect()
     } else {
-        let directories = path.unwrap_or("/usr/bin:/bin").split(':').filter(|directory| !directory.is_empty());
+        let directories =
+            path.unwrap_or("/usr/bin:/bin").split(':').filter(|directory| !directory.is_empty());
         directories.filter_map(|directory| CString::new(format!("{directory}/{name}")).ok()).collect()
     };
     let mut denied = None;
@@ -252,7 +258,8 @@ fn try_execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> n
         }
         // A directory of that name, say, is as little a command as a missing one is.
         Err(error) => {
-            let directory = std::fs::metadata(std::ffi::OsStr::from_bytes(path.to_bytes())).is_ok_and(|meta| meta.is_dir());
+            let directory = std::fs::metadata(std::ffi::OsStr::from_bytes(path.to_bytes()))
+                .is_ok_and(|meta| meta.is_dir());
             if directory { nix::errno::Errno::EACCES } else { error }
         }
     }

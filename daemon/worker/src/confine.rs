@@ -6,7 +6,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr};
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
@@ -15,8 +17,8 @@ use nix::unistd::{ForkResult, fork};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-pub use crate::namespaces::{Ids, User};
 use crate::namespaces::{ChildProc, become_root, enter_user_namespace, step};
+pub use crate::namespaces::{Ids, User};
 use crate::protocol::FD_FIRST;
 use crate::seccomp::{self, Allowed, SeccompError};
 
@@ -94,7 +96,11 @@ fn borrow(descriptor: i32) -> BorrowedFd<'static> {
 
 /// Lock up. Returns in the child, confined, with the names of the layers in force. In the process that was started it
 /// does not return: that one waits for the child and exits with its status.
-pub fn confine(profile: &Profile, user: User, announce: impl FnOnce() -> std::io::Result<()>) -> Result<Vec<String>, ConfineError> {
+pub fn confine(
+    profile: &Profile,
+    user: User,
+    announce: impl FnOnce() -> std::io::Result<()>,
+) -> Result<Vec<String>, ConfineError> {
     let parent = nix::unistd::getppid();
     if let RootDirectory::Descriptor { .. } = profile.root {
         // Now, since the working directory follows into the new mount namespace, which a descriptor does not.
@@ -189,7 +195,10 @@ fn root(root: RootDirectory) -> Result<&'static str, ConfineError> {
     let name = match root {
         RootDirectory::Empty => {
             // Any directory will do as the place: nobody sees it there.
-            step("mount an empty root", mount(Some("none"), "/proc", Some("tmpfs"), safe, Some("size=4k,nr_inodes=2,mode=0555")))?;
+            step(
+                "mount an empty root",
+                mount(Some("none"), "/proc", Some("tmpfs"), safe, Some("size=4k,nr_inodes=2,mode=0555")),
+            )?;
             step("enter the root", nix::unistd::chdir("/proc"))?;
             "empty-root"
         }
@@ -199,10 +208,22 @@ fn root(root: RootDirectory) -> Result<&'static str, ConfineError> {
             let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
             step("mount the directory", rustix::mount::move_mount(&tree, "", rustix::fs::CWD, ".", empty))?;
             step("enter the root", rustix::process::fchdir(&tree))?;
-            step("restrict the root", mount(none, ".", none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | safe, none))?;
+            step(
+                "restrict the root",
+                mount(none, ".", none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | safe, none),
+            )?;
             for directory in hide {
                 let flags = safe | MsFlags::MS_RDONLY;
-                step("hide a directory", mount(Some("none"), *directory, Some("tmpfs"), flags, Some("size=4k,nr_inodes=2,mode=0555")))?;
+                step(
+                    "hide a directory",
+                    mount(
+                        Some("none"),
+                        *directory,
+                        Some("tmpfs"),
+                        flags,
+                        Some("size=4k,nr_inodes=2,mode=0555"),
+                    ),
+                )?;
             }
             "directory-root"
         }

@@ -127,7 +127,10 @@ mod tests {
 
     #[test]
     fn the_maps_of_design_md() {
-        assert_eq!(outer(1000, 100_000), [(0, 100_000, 1000), (1000, 1000, 1), (1001, 101_001, 64_535), (65_536, 101_000, 1)]);
+        assert_eq!(
+            outer(1000, 100_000),
+            [(0, 100_000, 1000), (1000, 1000, 1), (1001, 101_001, 64_535), (65_536, 101_000, 1)]
+        );
         assert_eq!(inner(1000), [(0, 0, 1000), (1000, 65_536, 1), (1001, 1001, 64_535)]);
         assert_eq!(outer(65_535, 100_000), [(0, 100_000, 65_535), (65_535, 65_535, 1), (65_536, 165_535, 1)]);
         assert_eq!(outer(200_000, 300_000), [(0, 300_000, 65_536), (200_000, 200_000, 1)]);
@@ -138,7 +141,9 @@ mod tests {
     fn no_id_inside_the_inner_map_is_the_user() {
         for id in [1, 33, 1000, 65_534, 65_535, 70_000] {
             let outside = |map: &[Extent], x: u32| {
-                map.iter().find(|(first, _, count)| x >= *first && x - first < *count).map(|(first, to, _)| to + (x - first))
+                map.iter()
+                    .find(|(first, _, count)| x >= *first && x - first < *count)
+                    .map(|(first, to, _)| to + (x - first))
             };
             for x in 0..COUNT {
                 let host = outside(&inner(id), x).and_then(|x| outside(&outer(id, 100_000), x));

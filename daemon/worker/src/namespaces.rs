@@ -43,12 +43,18 @@ impl User {
     }
 }
 
-pub(crate) fn step<T, E: Into<std::io::Error>>(what: &'static str, result: Result<T, E>) -> Result<T, ConfineError> {
+pub(crate) fn step<T, E: Into<std::io::Error>>(
+    what: &'static str,
+    result: Result<T, E>,
+) -> Result<T, ConfineError> {
     result.map_err(|error| ConfineError::Step { what, source: error.into() })
 }
 
 fn write(path: &str, text: &str) -> Result<(), ConfineError> {
-    step("write an id map", File::options().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes())))
+    step(
+        "write an id map",
+        File::options().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes())),
+    )
 }
 
 /// Map one id by ourselves, as anybody may.
@@ -70,7 +76,11 @@ pub fn become_root(groups: bool) -> Result<(), ConfineError> {
 
 /// Unshare the user namespace. With a range the daemon is told (`announce`) and writes the maps; its word is one byte on
 /// standard input. Afterwards we are root of the outer namespace, or ourselves for [`Ids::Own`].
-pub fn enter_user_namespace(ids: Ids, user: User, announce: impl FnOnce() -> std::io::Result<()>) -> Result<(), ConfineError> {
+pub fn enter_user_namespace(
+    ids: Ids,
+    user: User,
+    announce: impl FnOnce() -> std::io::Result<()>,
+) -> Result<(), ConfineError> {
     step("make a user namespace", unshare(CloneFlags::CLONE_NEWUSER))?;
     match ids {
         Ids::Own => map_one((user.uid, user.gid), user),

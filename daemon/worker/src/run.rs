@@ -89,7 +89,10 @@ pub fn run<P, Q: DeserializeOwned, R: Serialize>(
     let request = match request {
         Ok(envelope) if envelope.protocol == PROTOCOL => envelope.request,
         Ok(envelope) => {
-            eprintln!("{}: the daemon speaks protocol {}, this worker {PROTOCOL}", profile.name, envelope.protocol);
+            eprintln!(
+                "{}: the daemon speaks protocol {}, this worker {PROTOCOL}",
+                profile.name, envelope.protocol
+            );
             return exit::REQUEST.into();
         }
         Err(error) => {

@@ -146,8 +146,10 @@ struct Started {
 impl Started {
     /// Kill it and say how it ended, with the end of its log.
     async fn died(mut self, log: Option<tokio::task::JoinHandle<String>>) -> WorkerError {
-        // It may have ended by itself already: the status tells.
-        let _ = self.child.start_kill();
+        // Its pipe is closed, so it has ended or is about to: then the status is its own.
+        if tokio::time::timeout(Duration::from_secs(2), self.child.wait()).await.is_err() {
+            let _ = self.child.start_kill();
+        }
         let log = match log {
             Some(log) => log.await.unwrap_or_default(),
             None => String::new(),
@@ -191,24 +193,35 @@ impl Spawner {
         command.args(self.ids.arguments()).env_clear().envs(self.environment.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(stderr).current_dir("/");
         let mut mappings = vec![FdMapping { parent_fd: events_in, child_fd: FD_EVENTS }];
-        mappings.extend((FD_FIRST..).zip(descriptors).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd }));
+        mappings.extend(
+            (FD_FIRST..).zip(descriptors).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd }),
+        );
         command.fd_mappings(mappings).map_err(|error| failed(std::io::Error::other(error.to_string())))?;
         let mut command = Command::from(command);
         command.kill_on_drop(true);
         let child = command.spawn().map_err(failed)?;
-        Ok(Started { name: name.to_owned(), child, lines: Lines { pipe: events, pending: Vec::new(), total: 0 } })
+        Ok(Started {
+            name: name.to_owned(),
+            child,
+            lines: Lines { pipe: events, pending: Vec::new(), total: 0 },
+        })
     }
 
     /// Write both maps of a process that has unshared its user namespace.
     async fn write_maps(&self, pid: u32) -> Result<(), WorkerError> {
-        let IdMode::Range { user, group, uid_start, gid_start, newuidmap, newgidmap } = &self.ids else { return Ok(()) };
+        let IdMode::Range { user, group, uid_start, gid_start, newuidmap, newgidmap } = &self.ids else {
+            return Ok(());
+        };
         let run = |program: PathBuf, map: Vec<Extent>| async move {
             let mut command = Command::new(&program);
             command.env_clear().arg(pid.to_string()).stdin(Stdio::null());
             for (inside, outside, count) in map {
                 command.args([inside, outside, count].map(|number| number.to_string()));
             }
-            let output = command.output().await.map_err(|source| WorkerError::Spawn { program: program.clone(), source })?;
+            let output = command
+                .output()
+                .await
+                .map_err(|source| WorkerError::Spawn { program: program.clone(), source })?;
             if output.status.success() {
                 return Ok(());
             }
@@ -223,7 +236,11 @@ impl Spawner {
     }
 
     /// The handshake up to the maps.
-    async fn map(&self, started: &mut Started, stdin: &mut tokio::process::ChildStdin) -> Result<(), WorkerError> {
+    async fn map(
+        &self,
+        started: &mut Started,
+        stdin: &mut tokio::process::ChildStdin,
+    ) -> Result<(), WorkerError> {
         let name = started.name.clone();
         match started.lines.event::<()>(&name).await? {
             Some(Event::Unshared) => {}
@@ -334,18 +351,26 @@ impl Spawner {
             Ok(Ok(false)) => return Ok(None),
             Ok(Ok(true)) => {}
         }
-        stdin.write_all(document).await.map_err(|source| WorkerError::Pipe { worker: name.clone(), source })?;
+        stdin
+            .write_all(document)
+            .await
+            .map_err(|source| WorkerError::Pipe { worker: name.clone(), source })?;
         drop(stdin);
         loop {
             let next = tokio::time::timeout(limits.silence, started.lines.event::<R>(&name));
-            match next.await.map_err(|_| WorkerError::Silent { worker: name.clone(), after: limits.silence })?? {
+            match next
+                .await
+                .map_err(|_| WorkerError::Silent { worker: name.clone(), after: limits.silence })??
+            {
                 None => return Ok(None),
                 Some(Event::Progress { bytes, bytes_total, items, items_total }) => {
                     progress(Progress { bytes, bytes_total, items, items_total });
                 }
                 Some(Event::Done { result }) => return Ok(Some(result)),
                 Some(Event::Failed { failure }) => return Err(WorkerError::Failed { worker: name, failure }),
-                Some(Event::Unshared | Event::Confined { .. }) => return Err(garbage(&name, b"an event out of order")),
+                Some(Event::Unshared | Event::Confined { .. }) => {
+                    return Err(garbage(&name, b"an event out of order"));
+                }
             }
         }
     }
@@ -367,7 +392,10 @@ impl Spawner {
             if matches!(self.ids, IdMode::Range { .. }) {
                 self.map(&mut started, &mut stdin).await?;
             }
-            stdin.write_all(plan).await.map_err(|source| WorkerError::Pipe { worker: name.clone(), source })?;
+            stdin
+                .write_all(plan)
+                .await
+                .map_err(|source| WorkerError::Pipe { worker: name.clone(), source })?;
             drop(stdin);
             started.lines.event::<String>(&name).await
         };

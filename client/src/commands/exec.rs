@@ -1,0 +1,40 @@
+//! `casemate exec`.
+
+use clap::Args;
+
+use crate::bus::{Failure, connect, environment};
+use crate::session::{self, Request};
+
+#[derive(Args)]
+pub struct Exec {
+    environment: String,
+    /// Run as the environment's root
+    #[arg(long)]
+    root: bool,
+    /// Directory inside [default: the home]
+    #[arg(long, short)]
+    workdir: Option<String>,
+    /// Variable, NAME=VALUE, or NAME for our own value
+    #[arg(long = "env", short)]
+    variables: Vec<String>,
+    /// Open a terminal of the environment
+    #[arg(long, short)]
+    terminal: bool,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+pub async fn run(exec: Exec) -> Result<u8, Failure> {
+    let connection = connect().await?;
+    let environment = environment(&connection, &exec.environment).await?;
+    let request = Request {
+        command: exec.command,
+        root: exec.root,
+        directory: exec.workdir,
+        variables: exec.variables,
+    };
+    match exec.terminal {
+        true => session::terminal(&environment, request).await,
+        false => session::exec(&environment, request).await,
+    }
+}

@@ -1,0 +1,11 @@
+//! One file a command.
+
+pub mod build;
+pub mod doctor;
+pub mod enter;
+pub mod exec;
+pub mod jobs;
+pub mod lifecycle;
+pub mod list;
+pub mod release;
+pub mod show;

@@ -1,0 +1,81 @@
+//! What is printed, and how: results on standard output, everything else on standard error.
+
+use serde::Serialize;
+
+use crate::bus::Failure;
+
+/// Text from elsewhere, safe for a terminal.
+pub fn printable(text: &str) -> String {
+    let escape = |c: char| {
+        if c.is_control() && c != '\n' { c.escape_default().collect::<String>() } else { c.to_string() }
+    };
+    text.chars().map(escape).collect()
+}
+
+pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Local(error.to_string()))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// Columns as wide as their widest cell.
+pub fn table(head: &[&str], rows: &[Vec<String>]) {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .chain([head[column].len()])
+            .max()
+            .unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: &[String]| {
+        let padded: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(&head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>());
+    rows.iter().for_each(|row| line(row));
+}
+
+/// Seconds since the epoch as a date, UTC.
+pub fn date(seconds: u64) -> String {
+    if seconds == 0 {
+        return "-".into();
+    }
+    // Civil from days, after Howard Hinnant.
+    let days = i64::try_from(seconds / 86_400).unwrap_or_default() + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", seconds / 3_600 % 24, seconds / 60 % 60)
+}
+
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..=9_999 => format!("{bytes} B"),
+        10_000..=9_999_999 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn dates() {
+        assert_eq!(super::date(951_782_400), "2000-02-29 00:00");
+        assert_eq!(super::date(1_757_153_595), "2025-09-06 10:13");
+        assert_eq!(super::date(0), "-");
+    }
+
+    #[test]
+    fn escape_sequences_do_not_reach_the_terminal() {
+        assert_eq!(super::printable("a\x1b[31mb"), "a\\u{1b}[31mb");
+    }
+}
