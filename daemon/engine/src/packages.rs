@@ -82,7 +82,7 @@ if [ ! -e /usr/sbin/policy-rc.d ]; then
     chmod 755 /usr/sbin/policy-rc.d
     made=1
 fi
-{APT} --no-download --allow-downgrades -o Debug::NoLocking=1 -o Dpkg::Options::=--force-unsafe-io -o Dpkg::Options::=--force-confdef install /run/casemate/packages/*.deb
+{APT} --allow-downgrades -o Debug::NoLocking=1 -o Dpkg::Options::=--force-unsafe-io -o Dpkg::Options::=--force-confdef install /run/casemate/packages/*.deb
 [ -z "$made" ] || rm -f /usr/sbin/policy-rc.d
 for file in /run/casemate/packages/*.deb; do dpkg-deb -f "$file" Package; done | xargs apt-mark auto > /dev/null
 if [ $# -gt 0 ]; then apt-mark manual "$@" > /dev/null; fi

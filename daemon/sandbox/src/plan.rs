@@ -103,3 +103,131 @@ pub struct File {
     pub path: String,
     pub content: String,
 }
+
+/// A plan that init would not carry out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("the plan has version {0}, this init speaks {VERSION}")]
+    Version(u32),
+    #[error("{0:?} is no absolute path without `.`, `..`, doubled slashes and NUL")]
+    Path(String),
+    #[error("{0:?} is the sandbox's own place; choose another target")]
+    Target(String),
+    #[error("{0:?} cannot stand in /etc/passwd")]
+    Account(String),
+    #[error("{0:?} is no host name of 1 to 64 bytes without control characters")]
+    Hostname(String),
+    #[error("an overlay needs at least one lower")]
+    NoLower,
+}
+
+/// Where the sandbox mounts file systems of its own, whole.
+const OWN: &[&str] = &["/proc", "/sys", "/dev"];
+
+fn absolute(path: &str) -> Result<(), PlanError> {
+    let plain = |rest: &str| rest.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    match path.strip_prefix('/') {
+        Some(rest) if (rest.is_empty() || plain(rest)) && !path.contains('\0') => Ok(()),
+        _ => Err(PlanError::Path(path.to_owned())),
+    }
+}
+
+fn target(path: &str) -> Result<(), PlanError> {
+    absolute(path)?;
+    let own = |own: &&str| path == **own || path.strip_prefix(**own).is_some_and(|rest| rest.starts_with('/'));
+    match path == "/" || OWN.iter().any(|place| own(&place)) {
+        true => Err(PlanError::Target(path.to_owned())),
+        false => Ok(()),
+    }
+}
+
+impl Plan {
+    /// What can be judged without a system. Init refuses a plan that does not pass.
+    pub fn check(&self) -> Result<(), PlanError> {
+        if self.version != VERSION {
+            return Err(PlanError::Version(self.version));
+        }
+        if self.hostname.is_empty() || self.hostname.len() > 64 || self.hostname.chars().any(char::is_control) {
+            return Err(PlanError::Hostname(self.hostname.clone()));
+        }
+        let sources: Vec<&Source> = match &self.root {
+            Root::Overlay { lowers, .. } if lowers.is_empty() => return Err(PlanError::NoLower),
+            Root::Overlay { lowers, upper, work } => lowers.iter().chain([upper, work]).collect(),
+            Root::Directory { source } => vec![source],
+        };
+        let mounted = self.mounts.iter().map(|mount| &mount.source);
+        sources.into_iter().chain(mounted).try_for_each(|source| absolute(&source.path))?;
+        self.mounts.iter().try_for_each(|mount| target(&mount.target))?;
+        self.files.iter().try_for_each(|file| target(&file.path))?;
+        absolute(&self.user.home)?;
+        let odd = |text: &str| text.is_empty() || text.contains(|c: char| c == ':' || c.is_control());
+        match [&self.user.name, &self.user.home, &self.user.shell].into_iter().find(|text| odd(text)) {
+            Some(text) => Err(PlanError::Account(text.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        let source = |path: &str| Source { path: path.into(), inode: Inode { device: 1, inode: 2 } };
+        Plan {
+            version: VERSION,
+            id: "x".into(),
+            hostname: "box".into(),
+            root: Root::Overlay { lowers: vec![source("/a")], upper: source("/b"), work: source("/c") },
+            ids: Ids::Range { user: 1000, group: 1000 },
+            user: Account {
+                name: "ann".into(),
+                uid: 1000,
+                gid: 1000,
+                home: "/home/ann".into(),
+                shell: "/bin/sh".into(),
+            },
+            write_account: false,
+            network: Network::None,
+            mounts: vec![Mount { source: source("/w"), target: "/workspace".into(), read_only: false, no_exec: false }],
+            files: vec![File { path: "/etc/hosts".into(), content: String::new() }],
+            deny_unix_sockets: false,
+            linger: false,
+        }
+    }
+
+    #[test]
+    fn a_plan_is_judged_before_anything_is_done() {
+        assert_eq!(plan().check(), Ok(()));
+        for bad in ["workspace", "/a/../b", "/a//b", "/a/.", "/a/", "", "/a\0b"] {
+            let mut plan = plan();
+            plan.mounts[0].target = bad.into();
+            assert_eq!(plan.check(), Err(PlanError::Path(bad.into())), "{bad:?}");
+        }
+        for own in ["/", "/proc", "/proc/sys", "/dev/null", "/sys/fs"] {
+            let mut plan = plan();
+            plan.files[0].path = own.into();
+            assert_eq!(plan.check(), Err(PlanError::Target(own.into())));
+        }
+        let mut device = plan();
+        device.mounts[0].target = "/devices".into();
+        assert_eq!(device.check(), Ok(()));
+        let mut account = plan();
+        account.user.shell = "/bin/sh\nroot2::0:0::/:/bin/sh".into();
+        assert!(matches!(account.check(), Err(PlanError::Account(_))));
+        let mut bare = plan();
+        bare.root = Root::Overlay {
+            lowers: vec![],
+            upper: bare.mounts[0].source.clone(),
+            work: bare.mounts[0].source.clone(),
+        };
+        assert_eq!(bare.check(), Err(PlanError::NoLower));
+    }
+
+    #[test]
+    fn a_plan_travels_as_json() {
+        let text = serde_json::to_string(&plan()).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan());
+        assert!(serde_json::from_str::<Plan>(&text.replacen("\"id\"", "\"idd\"", 1)).is_err());
+    }
+}

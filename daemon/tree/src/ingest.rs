@@ -33,6 +33,9 @@ use crate::walk::{self, Directory, Visitor, open_directory};
 /// Entries between the walk and the listing: bounds memory and open directories.
 const QUEUE: usize = 512;
 
+/// Between looks at a thread that syncs.
+const BREATH: std::time::Duration = std::time::Duration::from_millis(1);
+
 /// How far an ingestion or verification is.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
@@ -100,7 +103,25 @@ pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Resu
     let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let listing = rustix::fs::openat(&workshop, "listing", create, Mode::from_raw_mode(0o644))
         .map_err(Error::system("make", b"listing"))?;
-    let (digest, entries, bytes) = fill(&objects, tree, listing, &mut *progress)?;
+    let (digest, entries, bytes) = std::thread::scope(|scope| {
+        // The bulk of the data goes to the disk while it is hashed. An error is told once only, so this call's counts too.
+        let early = std::thread::Builder::new()
+            .stack_size(64 << 10)
+            .spawn_scoped(scope, || rustix::fs::syncfs(store));
+        let filled = fill(&objects, tree, listing, &mut *progress)?;
+        while let Ok(early) = &early
+            && !early.is_finished()
+        {
+            std::thread::sleep(BREATH);
+            progress(filled.2, filled.1);
+        }
+        match early.map(std::thread::ScopedJoinHandle::join) {
+            // Without a thread, the sync below does it all.
+            Err(_) | Ok(Ok(Ok(()))) => Ok(filled),
+            Ok(Ok(Err(errno))) => Err(Error::system("sync the file system of", shown)(errno)),
+            Ok(Err(_)) => Err(Error::system("sync the file system of", shown)(Errno::IO)),
+        }
+    })?;
     rustix::fs::unlinkat(&workshop, "scratch", AtFlags::REMOVEDIR)
         .map_err(Error::system("remove", b"scratch"))?;
     drop(workshop);

@@ -70,7 +70,7 @@ mod tests {
         let mut bytes = MAGIC.to_vec();
         for (name, content) in members {
             let size = content.len();
-            write!(bytes, "{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n", 0, 0, 0, 100_644).unwrap();
+            writeln!(bytes, "{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`", 0, 0, 0, 100_644).unwrap();
             bytes.extend(*content);
             bytes.resize(bytes.len().next_multiple_of(2), b'\n');
         }
