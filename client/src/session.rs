@@ -132,10 +132,8 @@ async fn status(pipe: OwnedFd, pidfd: &OwnedFd) -> Result<u8, Failure> {
     loop {
         let mut forward = std::pin::pin!(std::future::poll_fn(|context| {
             for (kind, stream) in &mut signals {
-                if let Ok(stream) = stream {
-                    if stream.poll_recv(context).is_ready() {
-                        return std::task::Poll::Ready(kind.as_raw_value());
-                    }
+                if stream.as_mut().is_ok_and(|stream| stream.poll_recv(context).is_ready()) {
+                    return std::task::Poll::Ready(kind.as_raw_value());
                 }
             }
             std::task::Poll::Pending

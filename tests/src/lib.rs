@@ -1,1 +1,259 @@
+//! The harness: a private bus, temporary XDG directories, the real daemon and client. Downloads are shared between tests
+//! by digest (they are hashed again on each use); everything else is a test's own.
 
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Long enough for the slowest machine; a test that meets it has failed.
+pub const DEADLINE: Duration = Duration::from_secs(300);
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+pub struct World {
+    root: PathBuf,
+    bus: Child,
+    daemon: Option<Child>,
+}
+
+fn binaries() -> PathBuf {
+    let set = std::env::var_os("CASEMATE_LIBEXEC").map(PathBuf::from);
+    set.unwrap_or_else(|| {
+        // target/TRIPLE/release/deps/runner-…
+        let own = std::env::current_exe().expect("own path");
+        own.ancestors().nth(2).expect("target directory").to_owned()
+    })
+}
+
+fn data() -> PathBuf {
+    std::env::var_os("CASEMATE_DATA")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+}
+
+fn private(path: &Path) {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).expect("directory");
+}
+
+/// Wait for something to become true.
+pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !ready() {
+        assert!(begin.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl World {
+    /// A bus and a daemon on an empty store.
+    pub fn new() -> Self {
+        assert!(!is_root(), "tests run as an ordinary user: `make test`, or scripts/as-user");
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let home = PathBuf::from(std::env::var_os("HOME").expect("HOME"));
+        let root = home.join(format!("casemate-tests/{}-{number}", std::process::id()));
+        for directory in ["data", "config/casemate", "run", "project"] {
+            private(&root.join(directory));
+        }
+        private(&home.join("casemate-tests/cache"));
+        let address = format!("unix:path={}", root.join("run/bus").display());
+        let bus = Command::new("dbus-daemon")
+            .args(["--session", "--nofork", "--nopidfile", "--address"])
+            .arg(address)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("dbus-daemon: install the package dbus-daemon");
+        let socket = root.join("run/bus");
+        wait_for("the bus", || socket.exists());
+        let mut world = Self { root, bus, daemon: None };
+        world.start_daemon();
+        world
+    }
+
+    /// A world with the release debian/bookworm.
+    pub fn with_release() -> Self {
+        let world = Self::new();
+        world.run(&["release", "fetch", "debian/bookworm"]);
+        world
+    }
+
+    /// A world with the environment `demo`, whose workspace is the project directory.
+    pub fn with_environment(more: &str) -> Self {
+        let world = Self::with_release();
+        world.write_manifest(more);
+        world.run(&["build", "demo", "--manifest", &world.manifest()]);
+        world
+    }
+
+    pub fn project(&self) -> PathBuf {
+        self.root.join("project")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config/casemate")
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.root.join("data/casemate")
+    }
+
+    pub fn manifest(&self) -> String {
+        self.project().join("casemate.toml").display().to_string()
+    }
+
+    pub fn write_manifest(&self, more: &str) {
+        let text = format!(
+            "manifest_version = 1\n[base]\nrelease = \"debian/bookworm\"\n[mounts]\nworkspace = \"./:/workspace\"\n{more}"
+        );
+        fs::write(self.project().join("casemate.toml"), text).expect("manifest");
+    }
+
+    fn environment(&self, command: &mut Command) {
+        let home = std::env::var_os("HOME").expect("HOME");
+        command
+            .env_clear()
+            .env("HOME", home)
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin")
+            .env("LANG", "C.UTF-8")
+            .env("XDG_DATA_HOME", self.root.join("data"))
+            .env("XDG_CONFIG_HOME", self.root.join("config"))
+            .env("XDG_CACHE_HOME", self.root.parent().expect("parent").join("cache"))
+            .env("XDG_RUNTIME_DIR", self.root.join("run"))
+            .env("CASEMATE_DATA", data())
+            .env("CASEMATE_LIBEXEC", binaries())
+            .env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", self.root.join("run/bus").display()));
+    }
+
+    /// Any program on this world's bus.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        self.environment(&mut command);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub fn casemate(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(binaries().join("casemate"));
+        command.args(arguments);
+        command
+    }
+
+    pub fn daemon_command(&self) -> Command {
+        self.command(binaries().join("casemated"))
+    }
+
+    pub fn start_daemon(&mut self) {
+        let log =
+            fs::File::options().create(true).append(true).open(self.root.join("daemon.log")).expect("log");
+        let daemon = self.daemon_command().args(["--idle-exit", "0"]).stderr(log).spawn().expect("casemated");
+        self.daemon = Some(daemon);
+        wait_for("the daemon", || self.casemate(&["list"]).output().expect("casemate").status.success());
+    }
+
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("a daemon").id()
+    }
+
+    pub fn daemon_log(&self) -> String {
+        fs::read_to_string(self.root.join("daemon.log")).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon");
+        daemon.kill().expect("kill");
+        daemon.wait().expect("wait");
+    }
+
+    /// Run the client and see it succeed.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = self.casemate(arguments).output().expect("casemate");
+        assert!(
+            output.status.success(),
+            "casemate {arguments:?}: {}\n{}",
+            text(&output.stderr),
+            self.daemon_log()
+        );
+        text(&output.stdout)
+    }
+
+    /// Run the client and see Casemate refuse; its error text.
+    pub fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.casemate(arguments).output().expect("casemate");
+        assert_eq!(output.status.code(), Some(125), "casemate {arguments:?}: {}", text(&output.stdout));
+        text(&output.stderr)
+    }
+
+    pub fn exec(&self, arguments: &[&str]) -> Output {
+        let mut all = vec!["exec"];
+        all.extend_from_slice(arguments);
+        self.casemate(&all).output().expect("casemate")
+    }
+
+    /// Give `input` to a command inside.
+    pub fn exec_with(&self, arguments: &[&str], input: Vec<u8>) -> Output {
+        let mut all = vec!["exec"];
+        all.extend_from_slice(arguments);
+        let mut child = self
+            .casemate(&all)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("casemate");
+        let mut stdin = child.stdin.take().expect("pipe");
+        let writer = std::thread::spawn(move || stdin.write_all(&input));
+        let output = child.wait_with_output().expect("output");
+        writer.join().expect("writer").expect("all was read");
+        output
+    }
+
+    /// Names in a directory of the store.
+    pub fn in_store(&self, directory: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.store().join(directory)).expect("store");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.daemon_log());
+        }
+        if self.daemon.is_some() {
+            // The store's content is of subordinate ids: only Casemate can remove it.
+            let _ = self.casemate(&["purge", "--yes"]).output();
+        }
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        let _ = self.bus.kill();
+        let _ = self.bus.wait();
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+pub fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
+}

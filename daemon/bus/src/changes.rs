@@ -51,6 +51,17 @@ async fn add_environment(connection: &Connection, context: &Context, id: String)
     Ok(())
 }
 
+/// A job was started: its object is there before the caller hears of its path.
+pub async fn job_started(
+    connection: &Connection,
+    context: &Context,
+    started: Result<u64, casemate_engine::Error>,
+) -> Result<OwnedObjectPath, casemate_interfaces::Error> {
+    let id = started.map_err(crate::convert::error)?;
+    add_job(connection, context, id).await?;
+    Ok(job_path(id))
+}
+
 async fn add_job(connection: &Connection, context: &Context, id: u64) -> zbus::Result<()> {
     connection.object_server().at(job_path(id), Job { context: context.clone(), id }).await?;
     Ok(())

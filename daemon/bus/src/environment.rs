@@ -5,12 +5,13 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use casemate_engine::{EnvironmentInfo, ExecRequest, Streams};
-use casemate_interfaces::{Error, job_path, process_path};
+use casemate_interfaces::{Error, process_path};
 use rustix::fs::FileType;
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, fdo, interface};
 
 use crate::Context;
+use crate::changes::job_started;
 use crate::convert::{Options, error, known, option};
 
 /// Most bytes of a command line: what fits into one packet to init, less variables.
@@ -141,7 +142,7 @@ impl Environment {
         let Context { engine, callers } = &self.context;
         let caller = callers.judge(engine, connection, &header).await?;
         known(&options, &[])?;
-        engine.start(&caller, &self.id).map(job_path).map_err(error)
+        job_started(connection, &self.context, engine.start(&caller, &self.id)).await
     }
 
     async fn stop(
@@ -154,7 +155,7 @@ impl Environment {
         let caller = callers.judge(engine, connection, &header).await?;
         known(&options, &["timeout"])?;
         let timeout = Duration::from_millis(option(&options, "timeout")?.unwrap_or(STOP));
-        engine.stop(&caller, &self.id, timeout).map(job_path).map_err(error)
+        job_started(connection, &self.context, engine.stop(&caller, &self.id, timeout)).await
     }
 
     async fn destroy(
@@ -167,7 +168,7 @@ impl Environment {
         let caller = callers.judge(engine, connection, &header).await?;
         known(&options, &["force"])?;
         let force = option(&options, "force")?.unwrap_or(false);
-        engine.destroy(&caller, &self.id, force).map(job_path).map_err(error)
+        job_started(connection, &self.context, engine.destroy(&caller, &self.id, force)).await
     }
 
     async fn get_lock(

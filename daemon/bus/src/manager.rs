@@ -1,11 +1,12 @@
 //! `org.casemate.Casemate1.Manager`.
 
 use casemate_engine::BuildRequest;
-use casemate_interfaces::{Error, environment_path, job_path, release_path};
+use casemate_interfaces::{Error, environment_path, release_path};
 use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, interface};
 
 use crate::Context;
+use crate::changes::job_started;
 use crate::convert::{Options, error, known, option};
 
 /// Most bytes of a manifest or lock.
@@ -32,7 +33,7 @@ impl Manager {
         let Context { engine, callers } = &self.0;
         let caller = callers.judge(engine, connection, &header).await?;
         known(&options, &[])?;
-        engine.fetch_release(&caller, reference).map(job_path).map_err(error)
+        job_started(connection, &self.0, engine.fetch_release(&caller, reference)).await
     }
 
     async fn import_release(
@@ -46,7 +47,7 @@ impl Manager {
         let Context { engine, callers } = &self.0;
         let caller = callers.judge(engine, connection, &header).await?;
         known(&options, &[])?;
-        engine.import_release(&caller, name, archive.into()).map(job_path).map_err(error)
+        job_started(connection, &self.0, engine.import_release(&caller, name, archive.into())).await
     }
 
     async fn build(
@@ -72,7 +73,7 @@ impl Manager {
             locked: option(&options, "locked")?.unwrap_or(false),
             offline: option(&options, "offline")?.unwrap_or(false),
         };
-        engine.build(&caller, request).map(job_path).map_err(error)
+        job_started(connection, &self.0, engine.build(&caller, request)).await
     }
 
     async fn get_release(
@@ -120,7 +121,7 @@ impl Manager {
         let Context { engine, callers } = &self.0;
         let caller = callers.judge(engine, connection, &header).await?;
         known(&options, &[])?;
-        engine.purge(&caller).map(job_path).map_err(error)
+        job_started(connection, &self.0, engine.purge(&caller)).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -1,11 +1,12 @@
 //! `org.casemate.Casemate1.Release`.
 
 use casemate_engine::ReleaseInfo;
-use casemate_interfaces::{Error, job_path};
+use casemate_interfaces::Error;
 use zbus::message::Header;
 use zbus::{Connection, OwnedObjectPath, interface};
 
 use crate::Context;
+use crate::changes::job_started;
 use crate::convert::{Options, error, known};
 
 pub struct Release {
@@ -36,7 +37,7 @@ impl Release {
         let Context { engine, callers } = &self.context;
         let caller = callers.judge(engine, connection, &header).await?;
         known(&options, &[])?;
-        engine.remove_release(&caller, &self.info.reference).map(job_path).map_err(error)
+        job_started(connection, &self.context, engine.remove_release(&caller, &self.info.reference)).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

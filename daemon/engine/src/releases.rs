@@ -121,6 +121,13 @@ impl Inner {
                 bases.push(mirror.trim_end_matches('/').to_owned());
             }
         }
+        if bases.is_empty() {
+            return Err(Error::NotFound {
+                what: "mirror of",
+                name: reference.to_string(),
+                remedy: "this host's apt has none; name mirrors in sources.d/",
+            });
+        }
         let known = self.release_record(reference)?;
 
         job.stage("reading the release index");

@@ -23,8 +23,8 @@ const PACKAGES_MAX: u64 = 256 << 20;
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Result_ {
-    Release(casemate_worker::protocol::ReleaseIndex),
+enum Answer {
+    Release(Box<casemate_worker::protocol::ReleaseIndex>),
     Packages(casemate_worker::protocol::PackagesIndex),
 }
 
@@ -50,7 +50,7 @@ fn read(name: &str, most: u64) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-fn work((): (), request: IndexRequest, _events: &mut Events) -> Result<Result_, Failure> {
+fn work((): (), request: IndexRequest, _events: &mut Events) -> Result<Answer, Failure> {
     match request {
         IndexRequest::Release { keyring, now, newest_seen, suite, component, architecture } => {
             let bytes = read("InRelease", RELEASE_MAX)?;
@@ -65,7 +65,7 @@ fn work((): (), request: IndexRequest, _events: &mut Events) -> Result<Result_, 
             let mut index = release::judge(&text.text, &wanted)?;
             index.signer = text.signer;
             index.sha256 = sha256(&bytes);
-            Ok(Result_::Release(index))
+            Ok(Answer::Release(Box::new(index)))
         }
         IndexRequest::Packages { sha256: expected, size, compression, architecture, include } => {
             let bytes = read("Packages", PACKAGES_MAX.min(size))?;
@@ -85,7 +85,7 @@ fn work((): (), request: IndexRequest, _events: &mut Events) -> Result<Result_, 
             // SAFETY: the daemon opened this descriptor for the catalogue, and nothing else takes it.
             let mut out = unsafe { File::from_raw_fd(FD_FIRST + 1) };
             out.write_all(&catalogue).map_err(|error| Failure::io("catalogue", &error))?;
-            Ok(Result_::Packages(casemate_worker::protocol::PackagesIndex {
+            Ok(Answer::Packages(casemate_worker::protocol::PackagesIndex {
                 known: known.len() as u64,
                 chosen: chosen.len() as u64,
                 bytes: catalogue.len() as u64,

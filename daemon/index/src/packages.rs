@@ -27,7 +27,11 @@ pub fn decompress(bytes: &[u8], compression: Compression) -> Result<String, Fail
             Box::new(liblzma::read::XzDecoder::new_stream(bytes, stream))
         }
         other => {
-            return Err(Failure::new(FailureKind::Request, "Packages", format!("{other:?} is not read here")));
+            return Err(Failure::new(
+                FailureKind::Request,
+                "Packages",
+                format!("{other:?} is not read here"),
+            ));
         }
     };
     reader
@@ -161,10 +165,10 @@ impl<'a> Chooser<'a> {
             wanted.version.as_ref().is_none_or(|(relation, bound)| satisfies(version, relation, bound))
         };
         let mut found = Vec::new();
-        if let Some((name, entry)) = self.known.get_key_value(&wanted.name) {
-            if fits(&entry.package.version) {
-                found.push(name.as_str());
-            }
+        if let Some((name, _)) =
+            self.known.get_key_value(&wanted.name).filter(|(_, entry)| fits(&entry.package.version))
+        {
+            found.push(name.as_str());
         }
         for (provider, version) in self.providers.get(wanted.name.as_str()).into_iter().flatten() {
             // An unversioned Provides satisfies an unversioned dependency alone (Policy 7.5).

@@ -33,7 +33,7 @@ pub enum Refusal {
     DeviceDenied { name: String },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
     mounts: Mounts,
@@ -70,17 +70,6 @@ struct Bounds {
     memory_limit_mb: u64,
     cpu_shares: u64,
     pids: u64,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            mounts: Mounts::default(),
-            devices: Devices::default(),
-            variables: Variables::default(),
-            resource_limits: Bounds::default(),
-        }
-    }
 }
 
 impl Default for Mounts {

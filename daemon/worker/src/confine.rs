@@ -134,6 +134,8 @@ pub fn confine(
             let proc = if inner { Some(ChildProc::open(child.as_raw())?) } else { None };
             if let (Some(proc), Some((ready, ready_in)), Some((_, go))) = (proc, to_parent, to_child) {
                 drop(ready_in);
+                // Its /proc is open: now the child may take the root, and with it our /proc, away.
+                step("let the child go on", nix::unistd::write(&go, b"\n"))?;
                 let mut byte = [0];
                 if step("wait for the inner namespace", nix::unistd::read(&ready, &mut byte))? == 1 {
                     proc.write_inner(user)?;
@@ -144,6 +146,12 @@ pub fn confine(
         }
         ForkResult::Child => {
             die_with_parent()?;
+            if let Some((go, _)) = &to_child {
+                let mut byte = [0];
+                if step("wait for the parent", nix::unistd::read(go, &mut byte))? != 1 {
+                    return Err(ConfineError::Arguments);
+                }
+            }
             layers.push(root(profile.root)?);
             if let (Some((_, ready)), Some((go, go_in))) = (to_parent, to_child) {
                 drop(go_in);

@@ -1,0 +1,59 @@
+//! Manifests, policy, and the life of an environment.
+
+use casemate_tests::World;
+
+#[test]
+fn life_and_refusals() {
+    let world = World::with_environment("[system]\npackages = [\"jq\"]\n");
+    let lock = std::fs::read_to_string(world.project().join("casemate.lock")).expect("a lock");
+    assert!(
+        lock.contains("name = \"jq\"") && lock.contains("sha256 = ") && lock.contains("url = "),
+        "{lock}"
+    );
+    assert!(world.exec(&["demo", "--", "jq", "--version"]).status.success());
+
+    // Unchanged: nothing is done. With the lock, offline: the same bytes.
+    assert!(world.run(&["build", "demo", "--manifest", &world.manifest()]).contains("up to date"));
+    world.run(&["build", "again", "--locked", "--offline", "--manifest", &world.manifest()]);
+    assert_eq!(std::fs::read_to_string(world.project().join("casemate.lock")).expect("a lock"), lock);
+
+    world.run(&["start", "demo"]);
+    assert!(world.run(&["list"]).contains("running"));
+    assert!(world.refused(&["destroy", "demo"]).contains("is running"));
+    let layers = world.in_store("layers");
+    refusals(&world);
+    assert_eq!(world.in_store("layers"), layers, "a failed build left a layer");
+    assert!(world.in_store("staging").is_empty());
+    world.run(&["stop", "demo"]);
+    assert!(!world.run(&["list"]).contains("running"));
+
+    assert!(world.exec(&["demo", "--", "sh", "-c", "echo kept > ~/file"]).status.success());
+    assert!(world.exec(&["demo", "--", "grep", "kept", "file"]).status.success());
+    world.run(&["destroy", "demo"]);
+    world.run(&["destroy", "again"]);
+    assert!(world.refused(&["destroy", ""]).contains("no environment"));
+    assert_eq!(world.in_store("environments"), Vec::<String>::new());
+    assert_eq!(world.in_store("uppers"), Vec::<String>::new());
+}
+
+fn refusals(world: &World) {
+    let build = |manifest: &str, expected: &str| {
+        let path = world.project().join("bad.toml");
+        std::fs::write(
+            &path,
+            format!("manifest_version = 1\n[base]\nrelease = \"debian/bookworm\"\n{manifest}"),
+        )
+        .expect("manifest");
+        let error = world.refused(&["build", "bad", "--manifest", &path.display().to_string()]);
+        assert!(error.contains(expected), "{manifest}: {error}");
+    };
+    build("[sytem]\n", "line 4, column 2: unknown field `sytem`");
+    build("[mounts]\na = \"/etc:/mnt\"\n", "denied");
+    build("[mounts]\na = \"~/.ssh:/mnt\"\n", "");
+    build("[mounts]\na = \"../../../../../../etc:/mnt\"\n", "denied");
+    build("[environment]\nSSH_AUTH_SOCK = \"/x\"\n", "SSH_AUTH_SOCK denied");
+    build("[runtime.resource_limits]\nmemory_limit_mb = 99999999\n", "above the");
+    build("[runtime.resource_limits]\nmemory_limit_mb = 100\n", "cannot be enforced");
+    build("[hardware]\ngpu = true\n", "hardware.gpu");
+    build("[system]\npackages = [\"no-such-package-anywhere\"]\n", "installing packages failed");
+}

@@ -1,0 +1,108 @@
+//! Sessions: status, streams, ids, and what is inside.
+
+use casemate_tests::{World, set_mode, text};
+
+#[test]
+fn sessions() {
+    let world = World::with_environment("");
+    exit_codes(&world);
+    streams(&world);
+    the_users_files(&world);
+    what_is_inside(&world);
+    several_at_once(&world);
+}
+
+fn exit_codes(world: &World) {
+    for code in [0, 1, 42, 255] {
+        assert_eq!(
+            world.exec(&["demo", "--", "sh", "-c", &format!("exit {code}")]).status.code(),
+            Some(code)
+        );
+    }
+    assert_eq!(world.exec(&["demo", "--", "no-such-command"]).status.code(), Some(127));
+    assert_eq!(world.exec(&["demo", "--", "/etc/passwd"]).status.code(), Some(126));
+    assert_eq!(world.exec(&["demo", "--", "sh", "-c", "kill -TERM $$"]).status.code(), Some(128 + 15));
+    let missing = world.exec(&["nowhere", "--", "true"]);
+    assert_eq!(missing.status.code(), Some(125));
+    assert!(text(&missing.stderr).contains("no environment \"nowhere\""), "{}", text(&missing.stderr));
+}
+
+fn streams(world: &World) {
+    let all: Vec<u8> = (0..=255u8).cycle().take(3 << 20).collect();
+    let output = world.exec_with(&["demo", "--", "cat"], all.clone());
+    assert!(output.status.success());
+    assert!(output.stdout == all, "what went in did not come out");
+    // A regular file as standard input is relayed.
+    let file = std::fs::File::open(world.manifest()).expect("file");
+    let output = world.casemate(&["exec", "demo", "--", "cat"]).stdin(file).output().expect("casemate");
+    assert_eq!(output.stdout, std::fs::read(world.manifest()).expect("file"));
+    let output = world.exec(&["demo", "--", "sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n".into(), "err\n".into()));
+    let listed = world.exec(&["demo", "--", "sh", "-c", "echo /proc/$$/fd/*"]);
+    assert_eq!(
+        text(&listed.stdout).split_whitespace().filter(|path| !path.ends_with("/255")).count(),
+        3,
+        "{}",
+        text(&listed.stdout)
+    );
+}
+
+fn the_users_files(world: &World) {
+    let secret = world.project().join("secret");
+    std::fs::write(&secret, "secret").expect("file");
+    set_mode(&secret, 0o600);
+    assert_eq!(text(&world.exec(&["demo", "--", "cat", "/workspace/secret"]).stdout), "secret");
+    assert!(world.exec(&["demo", "--", "sh", "-c", "echo mine > /workspace/made"]).status.success());
+    assert_eq!(std::fs::read_to_string(world.project().join("made")).expect("made by the user"), "mine\n");
+    let as_root = |script: &str| world.exec(&["--root", "demo", "--", "sh", "-c", script]);
+    let denied = as_root("cat /workspace/secret");
+    assert!(
+        !denied.status.success() && text(&denied.stderr).contains("Permission denied"),
+        "{}",
+        text(&denied.stderr)
+    );
+    let uid = text(&world.exec(&["demo", "--", "id", "-u"]).stdout).trim().to_owned();
+    // Root becomes a user of the same number, but not the user.
+    let script = format!(
+        "setpriv --reuid {uid} --clear-groups id -u && ! setpriv --reuid {uid} --clear-groups cat /workspace/secret 2>/dev/null && ! touch /workspace/by-root 2>/dev/null"
+    );
+    let became = as_root(&script);
+    assert!(became.status.success(), "{} {}", text(&became.stdout), text(&became.stderr));
+    assert_eq!(text(&became.stdout).trim(), uid);
+    // An image's own user of the user's number works: files can be given to it.
+    let own = as_root(&format!("touch /srv/f && chown {uid} /srv/f && stat -c %u /srv/f"));
+    assert_eq!(text(&own.stdout).trim(), uid, "{}", text(&own.stderr));
+}
+
+fn what_is_inside(world: &World) {
+    let user = |script: &str| text(&world.exec(&["demo", "--", "sh", "-c", script]).stdout);
+    assert!(user("grep CapEff /proc/self/status").contains("0000000000000000"));
+    assert!(user("grep CapBnd /proc/self/status").contains("0000000000000000"));
+    assert!(user("grep NoNewPrivs /proc/self/status").contains('1'));
+    assert!(user("grep Seccomp: /proc/self/status").contains('2'));
+    assert_eq!(user("ls /sys/class/net").trim(), "lo");
+    assert_eq!(user("cat /proc/kcore | wc -c").trim(), "0");
+    assert_eq!(user("echo 1 > /proc/sys/kernel/hostname 2>/dev/null || echo denied").trim(), "denied");
+    assert_eq!(user("cat /proc/1/environ 2>/dev/null || echo denied").trim(), "denied");
+    assert_eq!(user("unshare -U true 2>/dev/null || echo denied").trim(), "denied");
+    let root = |script: &str| text(&world.exec(&["--root", "demo", "--", "sh", "-c", script]).stdout);
+    assert_eq!(root("unshare -U true 2>/dev/null || echo denied").trim(), "denied");
+    assert_eq!(root("mount -t tmpfs none /mnt 2>/dev/null || echo denied").trim(), "denied");
+    assert_eq!(root("hostname other 2>/dev/null || echo denied").trim(), "denied");
+    assert_eq!(root("kill -9 1 2>/dev/null; echo alive").trim(), "alive");
+    assert_eq!(root("mknod /dev/x c 1 3 2>/dev/null || echo denied").trim(), "denied");
+}
+
+fn several_at_once(world: &World) {
+    let started: Vec<_> = (0..8)
+        .map(|number| {
+            let script = format!("echo {number}");
+            let mut command = world.casemate(&["exec", "demo", "--", "sh", "-c", &script]);
+            command.stdout(std::process::Stdio::piped()).spawn().expect("casemate")
+        })
+        .collect();
+    for (number, child) in started.into_iter().enumerate() {
+        let output = child.wait_with_output().expect("output");
+        assert_eq!(text(&output.stdout), format!("{number}\n"));
+    }
+}

@@ -1,0 +1,21 @@
+//! All end-to-end tests, one binary.
+
+mod cases {
+    pub mod bus;
+    pub mod crash;
+    pub mod environments;
+    pub mod releases;
+    pub mod sessions;
+}
+
+/// A file that nobody names would never run.
+#[test]
+fn no_test_file_is_forgotten() {
+    let own = include_str!("runner.rs");
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+    for entry in std::fs::read_dir(directory).expect("cases") {
+        let name = entry.expect("entry").file_name().to_string_lossy().into_owned();
+        let stem = name.strip_suffix(".rs").expect("a Rust file");
+        assert!(own.contains(&format!("pub mod {stem};")), "{name} is not in runner.rs");
+    }
+}
