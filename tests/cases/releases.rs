@@ -26,8 +26,7 @@ fn a_key_that_did_not_sign_is_no_key() {
     // A real key of Debian's, but one that signs another suite.
     let key = include_str!("../../keys/debian/debian-archive-trixie-stable.asc");
     std::fs::write(world.config().join("other.asc"), key).expect("key");
-    let source =
-        "kind = \"debian-archive\"\nmirrors = [\"apt\"]\nkeyring = [\"other.asc\"]\nsuites = [\"bookworm\"]\n";
+    let source = "kind = \"debian-archive\"\nmirrors = [\"apt\"]\nkeyring = [\"other.asc\"]\nsuites = [\"bookworm\"]\n";
     std::fs::write(sources.join("debian.toml"), source).expect("source");
     let error = world.refused(&["release", "fetch", "debian/bookworm"]);
     assert!(error.contains("no valid signature"), "{error}");

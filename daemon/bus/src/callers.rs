@@ -100,7 +100,7 @@ impl Callers {
         sender: &str,
     ) -> Result<(u32, u32, Option<OwnedFd>), Error> {
         let bus = zbus::fdo::DBusProxy::new(connection).await?;
-        let name = BusName::try_from(sender).map_err(|error| denied(error))?;
+        let name = BusName::try_from(sender).map_err(denied)?;
         let credentials = bus
             .get_connection_credentials(name)
             .await
@@ -142,7 +142,7 @@ impl Callers {
         }
         let mut poll = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        if rustix::event::poll(&mut poll, Some(&now)).map_err(|error| denied(error))? != 0 {
+        if rustix::event::poll(&mut poll, Some(&now)).map_err(denied)? != 0 {
             return Err(denied("its process is gone"));
         }
         if pids != self.pid_namespace {

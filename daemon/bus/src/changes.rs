@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use casemate_engine::{Change, JobState};
 use casemate_interfaces::{environment_path, job_path, process_path, release_path};
 use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::broadcast::error::RecvError;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, Variant};
@@ -182,14 +182,10 @@ pub async fn follow(connection: Connection, context: Context, mut received: Rece
         if matches!(pending[0], Change::JobChanged(_)) {
             // Several of these in a row are one.
             tokio::time::sleep(TOGETHER).await;
-            loop {
-                match received.try_recv() {
-                    Ok(change) => {
-                        if pending.last() != Some(&change) {
-                            pending.push(change);
-                        }
-                    }
-                    Err(TryRecvError::Empty | TryRecvError::Closed | TryRecvError::Lagged(_)) => break,
+            // A listener that fell behind is told so by the next `recv`.
+            while let Ok(change) = received.try_recv() {
+                if pending.last() != Some(&change) {
+                    pending.push(change);
                 }
             }
         }

@@ -115,7 +115,7 @@ async fn serve(options: Options, filter: log_control::Filter) -> Result<(), Stri
     changes::add_all(&connection, &context).await.map_err(|error| error.to_string())?;
     let follower = tokio::spawn(changes::follow(connection.clone(), context.clone(), received));
     let flags = zbus::fdo::RequestNameFlags::DO_NOT_QUEUE;
-    connection.request_name_with_flags(casemate_interfaces::NAME, flags.into()).await.map_err(|error| {
+    connection.request_name_with_flags(casemate_interfaces::NAME, flags).await.map_err(|error| {
         format!("{} is taken on this bus: {error}; another casemated runs", casemate_interfaces::NAME)
     })?;
     tracing::info!("ready");

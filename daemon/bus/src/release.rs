@@ -7,7 +7,7 @@ use zbus::{Connection, OwnedObjectPath, interface};
 
 use crate::Context;
 use crate::changes::job_started;
-use crate::convert::{Options, error, known};
+use crate::convert::{Options, known};
 
 pub struct Release {
     pub context: Context,

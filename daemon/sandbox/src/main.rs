@@ -17,23 +17,21 @@ mod syscalls;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
-use casemate_sandbox::plan::{Ids, Network, Plan, PlanError};
-use casemate_worker::confine::{ConfineError, User, close_from, drop_capabilities, exit};
+use casemate_sandbox::plan::{Ids, Network, Plan};
+use casemate_worker::confine::{ConfineError, User, close_from, exit};
 use casemate_worker::ids;
 use casemate_worker::namespaces::{self, enter_user_namespace};
 use casemate_worker::protocol::{Event, FD_EVENTS, FD_FIRST, Failure, FailureKind};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{ForkResult, fork};
 use rustix::fs::{Mode, OFlags};
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::mounts::step;
 
@@ -60,12 +58,6 @@ pub enum InitError {
     Confine(#[from] ConfineError),
     #[error("the plan cannot be read: {0}")]
     Plan(String),
-    #[error(transparent)]
-    Refused(#[from] PlanError),
-    #[error("the process that started us died")]
-    Orphan,
-    #[error("descriptor {0} is a directory, a block device or a mere path; give a pipe, a terminal or a file")]
-    Stream(usize),
 }
 
 impl From<filter::FilterError> for std::io::Error {
@@ -141,27 +133,16 @@ fn inner_namespace(plan: &Plan, proc: &OwnedFd) -> Result<OwnedFd, InitError> {
     }
 }
 
-/// No core dumps: the host's handler would parse what the environment wrote. Init itself may hold as many descriptors as
-/// the user may; returned is the limit that sessions get back.
-fn limits() -> Result<(u64, u64), InitError> {
-    step("forbid core dumps", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
-    let (soft, hard) = step("read the limit on descriptors", getrlimit(Resource::RLIMIT_NOFILE))?;
-    step("raise the limit on descriptors", setrlimit(Resource::RLIMIT_NOFILE, hard, hard))?;
-    Ok((soft, hard))
-}
-
 fn inode(proc: &OwnedFd, path: &str) -> Result<u64, InitError> {
     let stat = rustix::fs::statat(proc, path, rustix::fs::AtFlags::empty());
     Ok(step("look at a namespace", stat)?.st_ino)
 }
 
 /// PID 1, from its birth to its end.
-fn init(plan: Plan, events: &mut File, parent: OwnedFd) -> Result<(), InitError> {
+fn init(plan: Plan, user: User, events: &mut File, parent: OwnedFd) -> Result<(), InitError> {
     die_with_parent(true)?;
-    // Our parent's pid is none in here; its end of the pipe tells whether it died before that took effect.
-    let mut pipe = [PollFd::new(parent.as_fd(), PollFlags::empty())];
-    if step("look for our parent", poll(&mut pipe, PollTimeout::ZERO))? != 0 {
-        return Err(InitError::Orphan);
+    if let Network::Host = plan.network {
+        session::can_scope()?;
     }
     let (tree, proc) = mounts::build(&plan)?;
     if plan.write_account {
@@ -171,32 +152,20 @@ fn init(plan: Plan, events: &mut File, parent: OwnedFd) -> Result<(), InitError>
     let inner_inode = step("look at a namespace", rustix::fs::fstat(&inner))?.st_ino;
     let namespaces = [inode(&proc, "self/ns/user")?, inner_inode, inode(&proc, "self/ns/pid")?];
     step("set the host name", nix::unistd::sethostname(&plan.hostname))?;
-    // Inner is made: no other user namespace may be, in here or further in.
-    let limit = rustix::fs::openat(&proc, "sys/user/max_user_namespaces", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-    let limit = step("open the limit on user namespaces", limit)?;
-    step("forbid nested user namespaces", File::from(limit).write_all(b"0"))?;
-    let terminals = tree.terminals()?;
     mounts::enter(tree)?;
     drop(proc);
 
+    // What sessions are started with, and no more; a session's bounding set is cut further in the session.
     let single = matches!(plan.ids, Ids::Single { .. });
-    let filters = step("compile the filters", filter::Filters::compile(plan.deny_unix_sockets, single))?;
-    match sys::own_keyring() {
-        // A kernel without keyrings has none to leak.
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
-        other => step("make a keyring", other)?,
-    }
-    if plan.network == Network::Host {
-        // Sessions inherit it: one domain for all, so that they can signal each other.
-        session::scope()?;
-    }
-    let files = limits()?;
-    // What sessions are started with, and no more; a session's own are cut further.
     let keep = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SETPCAP | CapabilitySet::KILL;
-    // With one id, root's sessions stay in this namespace.
-    drop_capabilities(if single { keep | session::ROOT } else { keep })?;
+    let keep = if single { CapabilitySet::all() } else { keep };
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
+    if !single {
+        step("drop capabilities", rustix::thread::set_capabilities(None, sets))?;
+    }
     step("be undumpable", prctl::set_dumpable(false))?;
 
+    let filters = step("compile the filters", filter::Filters::compile(plan.deny_unix_sockets, single))?;
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
         mask.add(signal);
@@ -222,8 +191,8 @@ fn init(plan: Plan, events: &mut File, parent: OwnedFd) -> Result<(), InitError>
     step("close the events pipe", rustix::io::fcntl_setfd(&*events, rustix::io::FdFlags::CLOEXEC))?;
     step("tell our parent", nix::unistd::write(&parent, b"\n"))?;
     drop(parent);
-    let sessions = session::Sessions { plan, inner, filters, terminals, files };
-    server::Server { sessions, listener, signals, namespaces }.serve()
+    let sessions = session::Sessions { plan, inner, filters };
+    server::Server { sessions, listener, signals, namespaces, user: user.uid }.serve()
 }
 
 fn launch(events: &mut File) -> Result<(), InitError> {
@@ -241,7 +210,9 @@ fn launch(events: &mut File) -> Result<(), InitError> {
         return Err(InitError::Plan(format!("longer than {PLAN_MAX} bytes")));
     }
     let plan: Plan = serde_json::from_slice(&text).map_err(|error| InitError::Plan(error.to_string()))?;
-    plan.check()?;
+    if plan.version != casemate_sandbox::plan::VERSION {
+        return Err(InitError::Plan(format!("it has version {}", plan.version)));
+    }
     // Descriptor 0 is the daemon's pipe no more.
     let null = step("open /dev/null", File::open("/dev/null"))?;
     step("close standard input", sys::install(&null.into(), 0))?;
@@ -260,7 +231,7 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     match step("fork", unsafe { fork() })? {
         ForkResult::Child => {
             drop(ready);
-            let result = init(plan, events, ready_in);
+            let result = init(plan, user, events, ready_in);
             if let Err(error) = &result {
                 eprintln!("casemate-init: {error}");
                 let failure = Failure::new(FailureKind::Io, "sandbox", error.to_string());

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use casemate_sandbox::control::Exec;
 use casemate_sandbox::plan::{Ids, Network, Plan};
 use casemate_worker::confine::drop_capabilities;
-use landlock::{ABI, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+use landlock::{ABI, Access, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 use nix::unistd::{Gid, Uid, execve, setgroups, setresgid, setresuid};
@@ -20,7 +20,7 @@ use crate::mounts::step;
 use crate::sys;
 
 /// What root of the inner namespace keeps: podman's default, enough for package managers.
-pub const ROOT: CapabilitySet = CapabilitySet::CHOWN
+const ROOT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
@@ -38,10 +38,6 @@ pub struct Sessions {
     /// Of root (range) or of the user (single).
     pub inner: OwnedFd,
     pub filters: Filters,
-    /// The root of the environment's devpts.
-    pub terminals: OwnedFd,
-    /// Soft and hard limit on open descriptors.
-    pub files: (u64, u64),
 }
 
 /// What a session reads and writes.
@@ -52,7 +48,7 @@ pub enum Streams {
 }
 
 /// Abstract sockets and signals of the host stay outside, where the network is the host's.
-pub fn scope() -> Result<(), InitError> {
+fn scope() -> Result<(), InitError> {
     let failed = |error: landlock::RulesetError| InitError::Landlock(error.to_string());
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -64,6 +60,16 @@ pub fn scope() -> Result<(), InitError> {
         landlock::RulesetStatus::FullyEnforced => Ok(()),
         other => Err(InitError::Landlock(format!("{other:?}"))),
     }
+}
+
+/// Whether this kernel can scope sockets and signals at all.
+pub fn can_scope() -> Result<(), InitError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .scope(Scope::from_all(ABI::V6))
+        .and_then(|ruleset| ruleset.create())
+        .map(|_| ())
+        .map_err(|error| InitError::Landlock(error.to_string()))
 }
 
 impl Sessions {
