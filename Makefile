@@ -7,7 +7,7 @@ WORKERS := casemate-fetch casemate-index casemate-unpack casemate-tree casemate-
 LIBEXEC := $(PREFIX)/libexec/casemate
 SHARE := $(PREFIX)/share
 
-.PHONY: help setup build demo test soak lint bench interfaces install uninstall clean
+.PHONY: help setup build demo test soak lint interfaces install uninstall clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,9 +29,6 @@ soak: ## The suite with full counts
 
 lint: ## Format and clippy, warnings denied; cargo deny where it is installed
 	@scripts/lint
-
-bench: ## Measure against bwrap, crun and tar
-	@scripts/bench
 
 interfaces: ## Generate the proxies from interfaces/*.xml
 	CASEMATE_WRITE_PROXIES=1 $(CARGO) test --release -p casemate-interfaces --test proxies

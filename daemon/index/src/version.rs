@@ -77,7 +77,6 @@ mod tests {
             "~~a",
             "~",
             "",
-            "a",
             "1.0~rc1",
             "1.0",
             "1.0-1",
@@ -86,6 +85,7 @@ mod tests {
             "1.2",
             "1.10",
             "1.10a",
+            "a",
             "1:0.1",
         ];
         for (i, a) in ordered.iter().enumerate() {

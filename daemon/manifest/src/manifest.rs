@@ -326,7 +326,7 @@ cpu_shares = 512
             Manifest::parse(FULL).expect("good").digest(),
             Manifest::parse(&other).expect("good").digest()
         );
-        let changed = FULL.replace("vi", "ed");
+        let changed = FULL.replace("\"vi\"", "\"ed\"");
         assert_ne!(
             Manifest::parse(FULL).expect("good").digest(),
             Manifest::parse(&changed).expect("good").digest()
