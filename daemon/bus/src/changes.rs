@@ -37,7 +37,8 @@ pub async fn add_all(connection: &Connection, context: &Context) -> zbus::Result
     Ok(())
 }
 
-async fn add_release(connection: &Connection, context: &Context, reference: &str) -> zbus::Result<()> {
+/// Also called before a path is told, so that the object is there when the caller uses it.
+pub async fn add_release(connection: &Connection, context: &Context, reference: &str) -> zbus::Result<()> {
     if let Ok(info) = context.engine.release(reference) {
         let release = Release { context: context.clone(), info };
         connection.object_server().at(release_path(reference), release).await?;
@@ -45,7 +46,8 @@ async fn add_release(connection: &Connection, context: &Context, reference: &str
     Ok(())
 }
 
-async fn add_environment(connection: &Connection, context: &Context, id: String) -> zbus::Result<()> {
+/// Also called before a path is told, so that the object is there when the caller uses it.
+pub async fn add_environment(connection: &Connection, context: &Context, id: String) -> zbus::Result<()> {
     let path = environment_path(&id);
     connection.object_server().at(path, Environment { context: context.clone(), id }).await?;
     Ok(())

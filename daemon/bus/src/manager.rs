@@ -6,7 +6,7 @@ use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, interface};
 
 use crate::Context;
-use crate::changes::job_started;
+use crate::changes::{add_environment, add_release, job_started};
 use crate::convert::{Options, error, known, option};
 
 /// Most bytes of a manifest or lock.
@@ -85,7 +85,9 @@ impl Manager {
     ) -> Result<OwnedObjectPath, Error> {
         self.0.callers.judge(&self.0.engine, connection, &header).await?;
         known(&options, &[])?;
-        self.0.engine.release(reference).map(|info| release_path(&info.reference)).map_err(error)
+        let info = self.0.engine.release(reference).map_err(error)?;
+        add_release(connection, &self.0, &info.reference).await?;
+        Ok(release_path(&info.reference))
     }
 
     async fn get_environment(
@@ -97,7 +99,10 @@ impl Manager {
     ) -> Result<OwnedObjectPath, Error> {
         self.0.callers.judge(&self.0.engine, connection, &header).await?;
         known(&options, &[])?;
-        self.0.engine.environment(selector).map(|info| environment_path(&info.id)).map_err(error)
+        let info = self.0.engine.environment(selector).map_err(error)?;
+        let path = environment_path(&info.id);
+        add_environment(connection, &self.0, info.id).await?;
+        Ok(path)
     }
 
     async fn doctor(
