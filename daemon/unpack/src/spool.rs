@@ -8,7 +8,8 @@ use std::sync::Arc;
 use crate::decode::Chunks;
 use crate::tar::Skip;
 
-const BUFFER: usize = 256 << 10;
+/// Headers are read, and data passed over: more would be copied for nothing.
+const BUFFER: usize = 4 << 10;
 
 /// Reads decompressed bytes and writes each of them to the spool as well.
 pub struct Tee<'a> {
