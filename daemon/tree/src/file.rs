@@ -1,7 +1,8 @@
 //! One file: read whole, hashed, and its inode made one with an object's.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use casemate_store::Digest;
 use casemate_store::listing::{Meta, escaped};
@@ -84,6 +85,8 @@ pub struct Objects {
     pub new_bytes: AtomicU64,
     /// Objects found to differ from their names, passed over.
     pub damaged: AtomicU64,
+    /// Of objects with several copies, the one to try first: those before it are full or damaged.
+    copies: Mutex<HashMap<ObjectName, ObjectName>>,
 }
 
 /// A file of the tree that is to be ingested.
@@ -128,11 +131,16 @@ impl Objects {
             new: AtomicU64::new(0),
             new_bytes: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
+            copies: Mutex::default(),
         })
     }
 
     pub fn directory(&self, name: &ObjectName) -> &OwnedFd {
         &self.directories[usize::from(name.content.as_bytes()[0])]
+    }
+
+    fn copies(&self) -> MutexGuard<'_, HashMap<ObjectName, ObjectName>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hash a file and make it one inode with its object.
@@ -143,7 +151,8 @@ impl Objects {
             return Err(Error::Changed { path: escaped(&job.path) });
         }
         let facts = describe(&fd, &stat, self.user, true, &job.path)?;
-        let mut object = ObjectName::new(facts.content, &facts.meta);
+        let first = ObjectName::new(facts.content, &facts.meta);
+        let mut object = self.copies().get(&first).copied().unwrap_or(first);
         loop {
             let directory = self.directory(&object);
             let file_name = object.file_name();
@@ -163,6 +172,7 @@ impl Objects {
                             path: escaped(&job.path),
                             reason: "there are too many copies of its object",
                         })?;
+                        self.copies().insert(first, object);
                     }
                 },
                 Err(Errno::MLINK) => {

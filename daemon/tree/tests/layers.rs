@@ -433,6 +433,26 @@ fn trees_two_thousand_deep() {
     assert!(std::fs::read_dir(fixture.path("staging")).unwrap().all(|e| e.unwrap().file_name() == "deep"));
 }
 
+/// More equal files than the file system allows links (65,000 on ext4; where there is no limit, one object serves).
+#[test]
+fn more_links_than_the_file_system_allows() {
+    let fixture = Fixture::new();
+    let path = fixture.staged("many", |tree| {
+        for directory in 0..7 {
+            std::fs::create_dir(tree.join(directory.to_string())).unwrap();
+            for file in 0..10_000 {
+                let path = tree.join(format!("{directory}/{file}"));
+                File::create(&path).unwrap();
+                touch(&path, 1);
+            }
+        }
+    });
+    let (digest, new) = fixture.ingest(&path);
+    assert!(new <= 2, "{new}");
+    assert_eq!(fixture.listing(&digest).len(), 70_008);
+    assert_eq!(fixture.verify(&digest), [""; 0]);
+}
+
 #[test]
 fn removal_takes_anything_and_only_that() {
     let fixture = Fixture::new();
