@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 
 use casemate_store::listing::{Entry, ListingError, Node, Writer, escaped};
 use casemate_store::{Digest, layer};
@@ -33,6 +34,8 @@ use crate::walk::{self, Directory, Visitor, open_directory};
 /// Entries between the walk and the listing: bounds memory and open directories.
 const QUEUE: usize = 512;
 
+/// Files that show whether most of a tree is new.
+const SAMPLE: u64 = 200;
 /// Between looks at a thread that syncs.
 const BREATH: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -68,6 +71,9 @@ struct Ingestion<'a, 'p> {
     /// Files with several names in this tree, by inode.
     linked: HashMap<u64, Submitted>,
     bytes: u64,
+    files: u64,
+    /// To be told when it pays to begin writing to the disk.
+    begin: Option<Sender<()>>,
     progress: Progress<'a>,
 }
 
@@ -104,11 +110,13 @@ pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Resu
     let listing = rustix::fs::openat(&workshop, "listing", create, Mode::from_raw_mode(0o644))
         .map_err(Error::system("make", b"listing"))?;
     let (digest, entries, bytes) = std::thread::scope(|scope| {
-        // The bulk of the data goes to the disk while it is hashed. An error is told once only, so this call's counts too.
+        // Where most of it is new, the data goes to the disk while it is hashed. An error is told once only, so this
+        // call's counts too.
+        let (begin, begun) = std::sync::mpsc::channel();
         let early = std::thread::Builder::new()
             .stack_size(64 << 10)
-            .spawn_scoped(scope, || rustix::fs::syncfs(store));
-        let filled = fill(&objects, tree, listing, &mut *progress)?;
+            .spawn_scoped(scope, move || begun.recv().map_or(Ok(()), |()| rustix::fs::syncfs(store)));
+        let filled = fill(&objects, tree, listing, begin, &mut *progress)?;
         while let Ok(early) = &early
             && !early.is_finished()
         {
@@ -126,20 +134,27 @@ pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Resu
         .map_err(Error::system("remove", b"scratch"))?;
     drop(workshop);
 
-    // Everything the layer consists of is on the disk before its name is.
-    sync(store, &mut || progress(bytes, entries)).map_err(Error::system("sync the file system of", shown))?;
     let target = layer(&digest);
-    match rustix::fs::renameat_with(&home, &*building, store, &*target, RenameFlags::NOREPLACE) {
-        Ok(()) => {
-            let layers = open_directory(store, "layers").map_err(Error::system("open", b"layers"))?;
-            rustix::fs::fsync(&layers).map_err(Error::system("sync", b"layers"))?;
+    let known = match rustix::fs::statat(store, &*target, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => true,
+        Err(Errno::NOENT) => false,
+        Err(errno) => return Err(Error::system("look for", target.as_bytes())(errno)),
+    };
+    let mut sync = || sync(store, &mut || progress(bytes, entries));
+    if known {
+        if heal(store, &home, &building, &digest)? {
+            sync().map_err(Error::system("sync the file system of", shown))?;
         }
-        Err(Errno::EXIST | Errno::NOTEMPTY) => {
-            heal(store, &home, &building, &digest)?;
-            remove_in(&home, &building, building.as_bytes(), &mut |_| ())?;
-        }
-        Err(errno) => return Err(Error::system("commit", target.as_bytes())(errno)),
+        remove_in(&home, &building, building.as_bytes(), &mut |_| ())?;
+    } else {
+        // Everything the layer consists of is on the disk before its name is.
+        sync().map_err(Error::system("sync the file system of", shown))?;
+        rustix::fs::renameat_with(&home, &*building, store, &*target, RenameFlags::NOREPLACE)
+            .map_err(Error::system("commit", target.as_bytes()))?;
     }
+    // Also where it is known: whoever renamed it may have been killed before this.
+    let layers = open_directory(store, "layers").map_err(Error::system("open", b"layers"))?;
+    rustix::fs::fsync(&layers).map_err(Error::system("sync", b"layers"))?;
     Ok(TreeResult::Ingested {
         digest: digest.to_string(),
         entries,
@@ -171,8 +186,8 @@ pub(crate) fn make_directory(at: &OwnedFd, name: &str) -> Result<()> {
     rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755)).map_err(Error::system("make", name.as_bytes()))
 }
 
-/// The layer is there already. If its listing is damaged, the new one takes its place.
-fn heal(store: &OwnedFd, home: &OwnedFd, building: &str, digest: &Digest) -> Result<()> {
+/// The layer is there already. If its listing is damaged, the new one takes its place, and the answer is true.
+fn heal(store: &OwnedFd, home: &OwnedFd, building: &str, digest: &Digest) -> Result<bool> {
     let path = format!("{}/listing", layer(digest));
     let failed = |errno| Error::system("read", path.as_bytes())(errno);
     let sound = match walk::open_beneath(store, &*path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK)
@@ -190,13 +205,14 @@ fn heal(store: &OwnedFd, home: &OwnedFd, building: &str, digest: &Digest) -> Res
         let from = format!("{building}/listing");
         rustix::fs::renameat(home, &*from, store, &*path).map_err(failed)?;
     }
-    Ok(())
+    Ok(!sound)
 }
 
 fn fill(
     objects: &Objects,
     tree: OwnedFd,
     listing: OwnedFd,
+    begin: Sender<()>,
     progress: Progress<'_>,
 ) -> Result<(Digest, u64, u64)> {
     let work = |job: &Job| objects.ingest(job);
@@ -210,6 +226,8 @@ fn fill(
             touched: Vec::new(),
             linked: HashMap::new(),
             bytes: 0,
+            files: 0,
+            begin: Some(begin),
             progress,
         };
         walk::walk(tree, &mut ingestion)?;
@@ -246,6 +264,14 @@ impl Ingestion<'_, '_> {
                 let Linked { facts, .. } =
                     self.pool.wait(&task, &mut || (self.progress)(self.bytes, self.listing.entries()))?;
                 self.bytes += facts.size;
+                self.files += 1;
+                if self.files == SAMPLE
+                    && let Some(begin) = self.begin.take()
+                    && self.objects.new.load(Ordering::Relaxed) > SAMPLE / 2
+                {
+                    // Where there is no thread for it, nobody listens.
+                    let _ = begin.send(());
+                }
                 let path = task.job.path.clone();
                 self.write(&Entry {
                     path,
