@@ -6,6 +6,8 @@ mod cases {
     pub mod environments;
     pub mod releases;
     pub mod sessions;
+    pub mod streams;
+    pub mod tampering;
 }
 
 /// A file that nobody names would never run.

@@ -1,6 +1,8 @@
 //! The harness: a private bus, temporary XDG directories, the real daemon and client. Downloads are shared between tests
 //! by digest (they are hashed again on each use); everything else is a test's own.
 
+pub mod mirror;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -18,6 +20,8 @@ pub struct World {
     root: PathBuf,
     bus: Child,
     daemon: Option<Child>,
+    /// Variables of the daemon and all clients, beside the usual ones.
+    variables: Vec<(String, String)>,
 }
 
 fn binaries() -> PathBuf {
@@ -55,6 +59,11 @@ pub fn text(bytes: &[u8]) -> String {
 impl World {
     /// A bus and a daemon on an empty store.
     pub fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// The same, with variables beside the usual ones.
+    pub fn with(variables: &[(&str, &str)]) -> Self {
         assert!(!is_root(), "tests run as an ordinary user: `make test`, or scripts/as-user");
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let home = PathBuf::from(std::env::var_os("HOME").expect("HOME"));
@@ -72,7 +81,9 @@ impl World {
             .expect("dbus-daemon: install the package dbus-daemon");
         let socket = root.join("run/bus");
         wait_for("the bus", || socket.exists());
-        let mut world = Self { root, bus, daemon: None };
+        let variables =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut world = Self { root, bus, daemon: None, variables };
         world.start_daemon();
         world
     }
@@ -90,6 +101,11 @@ impl World {
         world.write_manifest(more);
         world.run(&["build", "demo", "--manifest", &world.manifest()]);
         world
+    }
+
+    /// What Casemate ships: keys, sources, policy.
+    pub fn shipped() -> PathBuf {
+        data()
     }
 
     pub fn project(&self) -> PathBuf {
@@ -128,7 +144,8 @@ impl World {
             .env("XDG_RUNTIME_DIR", self.root.join("run"))
             .env("CASEMATE_DATA", data())
             .env("CASEMATE_LIBEXEC", binaries())
-            .env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", self.root.join("run/bus").display()));
+            .env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", self.root.join("run/bus").display()))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
     }
 
     /// Any program on this world's bus.
