@@ -8,6 +8,7 @@
 //! are adopted, the sockets of those that don't are removed.
 
 mod api;
+mod build;
 mod configuration;
 mod control;
 mod doctor;
@@ -20,6 +21,7 @@ mod packages;
 mod records;
 mod releases;
 mod sandboxes;
+mod sessions;
 mod state;
 mod workers;
 
