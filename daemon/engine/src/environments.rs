@@ -41,7 +41,9 @@ impl Inner {
         let mut own =
             vec![self.settings.store.clone(), self.settings.cache.clone(), self.settings.runtime.clone()];
         own.extend(self.settings.configuration.first().cloned());
-        judge(&mounts::Judge { policy: &policy, home: &self.settings.home, own: &own })
+        let home = &self.settings.home;
+        let rules = policy.mount_rules(home, &own, |path| path.canonicalize().ok());
+        judge(&mounts::Judge { policy: &policy, rules, home })
     }
 
     /// Lowers of a stack, each listing checked against its name.

@@ -4,7 +4,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use casemate_manifest::{MountQuestion, Policy};
+use casemate_manifest::{MountQuestion, MountRules, Policy};
 use casemate_sandbox::plan::{Inode, Mount, Source};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -15,9 +15,8 @@ use crate::records::MountRecord;
 /// What policy judges mounts by.
 pub struct Judge<'a> {
     pub policy: &'a Policy,
+    pub rules: MountRules,
     pub home: &'a Path,
-    /// Casemate's own directories.
-    pub own: &'a [PathBuf],
 }
 
 const OPEN: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
@@ -108,12 +107,10 @@ pub fn judge_new(
 }
 
 fn judge_record(judge: &Judge<'_>, record: &MountRecord) -> Result<(), Error> {
-    judge.policy.judge_mount(&MountQuestion {
+    judge.rules.judge(&MountQuestion {
         source: &record.requested,
         resolved: Path::new(&record.host),
         is_beneath_manifest_directory: record.beneath_manifest,
-        home: judge.home,
-        own_directories: judge.own,
     })?;
     Ok(())
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use casemate_sandbox::control::{Exec, Reply, Request, Size};
 use casemate_store::Id;
 
-use crate::Inner;
 use crate::api::{Change, ExecRequest, ProcessInfo, Started, Streams};
 use crate::control::ControlError;
 use crate::error::Error;
 use crate::jobs::now;
+use crate::{Inner, configuration};
 
 impl Inner {
     pub(crate) async fn exec(self: &Arc<Self>, id: &Id, request: ExecRequest) -> Result<Started, Error> {
@@ -18,6 +18,7 @@ impl Inner {
             (environment.record.clone(), self.account(&environment.record.layers))
         })?;
         let environment = casemate_manifest::session_variables(
+            &configuration::policy(&self.settings.configuration)?,
             &casemate_manifest::SessionAccount {
                 name: if request.root { "root" } else { &account.name },
                 uid: if request.root { 0 } else { account.uid },

@@ -10,7 +10,7 @@ pub use manifest::{
     Base, Gui, Hardware, Manifest, ManifestError, Mount, Network, ResourceLimits, Runtime, System,
     Unsupported,
 };
-pub use policy::{MountQuestion, Policy, PolicyError, Refusal};
+pub use policy::{MountQuestion, MountRules, Policy, PolicyError, Refusal};
 pub use variables::{SessionAccount, session_variables};
 
 /// Where in a text a TOML error is, and what it says, with the nearest known key where one is misspelt.

@@ -118,7 +118,7 @@ impl Default for Bounds {
     }
 }
 
-/// A mount to be judged. All paths are resolved: the engine did that, by descriptors.
+/// A mount to be judged. The path is resolved: the engine did that, by descriptors.
 #[derive(Debug, Clone, Copy)]
 pub struct MountQuestion<'a> {
     /// As the manifest has it.
@@ -126,9 +126,41 @@ pub struct MountQuestion<'a> {
     pub resolved: &'a Path,
     /// Relative in the manifest and still beneath its directory once resolved.
     pub is_beneath_manifest_directory: bool,
-    pub home: &'a Path,
-    /// Casemate's own: store, cache, runtime, configuration.
-    pub own_directories: &'a [PathBuf],
+}
+
+/// The policy on mounts as it applies on this machine: a resolved path is held against paths that are resolved likewise,
+/// since a home, or `~/.ssh`, may itself be a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountRules {
+    allowed: Vec<PathBuf>,
+    kept_out: Vec<PathBuf>,
+}
+
+impl MountRules {
+    pub fn judge(&self, question: &MountQuestion<'_>) -> Result<(), Refusal> {
+        let deny = |reason: String| {
+            Err(Refusal::MountDenied {
+                requested: question.source.to_owned(),
+                resolved: question.resolved.display().to_string(),
+                reason,
+            })
+        };
+        let path = question.resolved;
+        for denied in &self.kept_out {
+            if path.starts_with(denied) {
+                return deny(format!("{} is kept out of environments", denied.display()));
+            }
+            if denied.starts_with(path) {
+                return deny(format!("it contains {}, which is kept out of environments", denied.display()));
+            }
+        }
+        let below = |root: &PathBuf| path.starts_with(root) && path != root;
+        if question.is_beneath_manifest_directory || self.allowed.iter().any(below) {
+            return Ok(());
+        }
+        let roots: Vec<String> = self.allowed.iter().map(|root| root.display().to_string()).collect();
+        deny(format!("absolute paths may lie below {} only", roots.join(" and ")))
+    }
 }
 
 /// The loader and the shell read these before the program that they are meant for: they would run code of the manifest's
@@ -144,30 +176,25 @@ impl Policy {
         })
     }
 
-    pub fn judge_mount(&self, question: &MountQuestion<'_>) -> Result<(), Refusal> {
-        let deny = |reason: String| {
-            Err(Refusal::MountDenied {
-                requested: question.source.to_owned(),
-                resolved: question.resolved.display().to_string(),
-                reason,
-            })
+    /// `own` are Casemate's directories: store, cache, runtime, configuration. `resolve` follows the links of a path, and
+    /// is `None` where there is nothing.
+    pub fn mount_rules(
+        &self,
+        home: &Path,
+        own: &[PathBuf],
+        resolve: impl Fn(&Path) -> Option<PathBuf>,
+    ) -> MountRules {
+        let both = |path: PathBuf| {
+            let resolved = resolve(&path).filter(|resolved| *resolved != path);
+            std::iter::once(path).chain(resolved)
         };
-        let path = question.resolved;
-        let denied = self.mounts.denied_in_home.iter().map(|denied| question.home.join(denied));
-        for denied in denied.chain(question.own_directories.iter().cloned()) {
-            if path.starts_with(&denied) {
-                return deny(format!("{} is kept out of environments", denied.display()));
-            }
-            if denied.starts_with(path) {
-                return deny(format!("it contains {}, which is kept out of environments", denied.display()));
-            }
+        let homes: Vec<PathBuf> = both(home.to_owned()).collect();
+        let secrets =
+            homes.iter().flat_map(|home| self.mounts.denied_in_home.iter().map(|name| home.join(name)));
+        MountRules {
+            allowed: self.mounts.allowed.iter().cloned().flat_map(&both).collect(),
+            kept_out: secrets.chain(own.iter().cloned()).flat_map(&both).collect(),
         }
-        let below = |root: &PathBuf| path.starts_with(root) && path != root;
-        if question.is_beneath_manifest_directory || self.mounts.allowed.iter().any(below) {
-            return Ok(());
-        }
-        let roots: Vec<String> = self.mounts.allowed.iter().map(|root| root.display().to_string()).collect();
-        deny(format!("absolute paths may lie below {} only", roots.join(" and ")))
     }
 
     pub fn judge_variables(&self, variables: &BTreeMap<String, String>) -> Result<(), Refusal> {
@@ -212,15 +239,35 @@ impl Policy {
 mod tests {
     use super::*;
 
-    fn judge(resolved: &str, beneath: bool) -> Result<(), Refusal> {
+    fn judge_with(
+        resolved: &str,
+        beneath: bool,
+        resolve: impl Fn(&Path) -> Option<PathBuf>,
+    ) -> Result<(), Refusal> {
         let own = [PathBuf::from("/home/ann/.local/share/casemate")];
-        Policy::default().judge_mount(&MountQuestion {
+        Policy::default().mount_rules(Path::new("/home/ann"), &own, resolve).judge(&MountQuestion {
             source: resolved,
             resolved: Path::new(resolved),
             is_beneath_manifest_directory: beneath,
-            home: Path::new("/home/ann"),
-            own_directories: &own,
         })
+    }
+
+    fn judge(resolved: &str, beneath: bool) -> Result<(), Refusal> {
+        judge_with(resolved, beneath, |path| Some(path.to_owned()))
+    }
+
+    #[test]
+    fn links_hide_no_secret() {
+        // /home leads to /var/home, and ~/.gnupg to another disk.
+        let resolve = |path: &Path| {
+            let keys = path.ends_with("ann/.gnupg").then(|| PathBuf::from("/disk/keys"));
+            keys.or_else(|| path.strip_prefix("/home").ok().map(|rest| Path::new("/var/home").join(rest)))
+        };
+        for (path, beneath) in [("/var/home/ann/.ssh", true), ("/disk/keys", true), ("/disk", true)] {
+            let verdict = judge_with(path, beneath, resolve);
+            assert!(matches!(verdict, Err(Refusal::MountDenied { .. })), "{path}");
+        }
+        assert_eq!(judge_with("/var/home/ann/src", false, resolve), Ok(()));
     }
 
     #[test]

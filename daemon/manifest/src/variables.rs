@@ -19,6 +19,7 @@ const OF_CLIENT: &[&str] = &["TERM", "LANG", "COLORTERM", "TZ"];
 
 /// `NAME=value`, complete. `client` is what the client sent; later ones override earlier ones: client, manifest, own.
 pub fn session_variables(
+    policy: &Policy,
     account: &SessionAccount<'_>,
     client: &[(String, String)],
     manifest: &BTreeMap<String, String>,
@@ -37,7 +38,7 @@ pub fn session_variables(
     let given = |name: &str| OF_CLIENT.contains(&name) || name.starts_with("LC_");
     let extra: BTreeMap<String, String> =
         asked.iter().filter(|(name, _)| !given(name)).map(|(n, v)| (n.clone(), v.clone())).collect();
-    Policy::default().judge_variables(&extra)?;
+    policy.judge_variables(&extra)?;
     for (name, value) in asked.iter().chain(manifest) {
         if !variable_name(name) || value.contains('\0') {
             return Err(Refusal::VariableDenied {
@@ -67,7 +68,8 @@ mod tests {
         let account = SessionAccount { name: "ann", uid: 1000, home: "/home/ann", shell: "/bin/bash" };
         let client = [("TERM".to_owned(), "xterm".to_owned()), ("LC_ALL".to_owned(), "C".to_owned())];
         let manifest = BTreeMap::from([("EDITOR".to_owned(), "vi".to_owned())]);
-        let variables = session_variables(&account, &client, &manifest, false).expect("good");
+        let variables =
+            session_variables(&Policy::default(), &account, &client, &manifest, false).expect("good");
         for expected in [
             "HOME=/home/ann",
             "TERM=xterm",
@@ -80,7 +82,10 @@ mod tests {
         }
         for (name, value) in [("SSH_AUTH_SOCK", "/x"), ("HOME", "/x"), ("A B", "x"), ("A", "\0")] {
             let client = [(name.to_owned(), value.to_owned())];
-            assert!(session_variables(&account, &client, &manifest, false).is_err(), "{name}");
+            assert!(
+                session_variables(&Policy::default(), &account, &client, &manifest, false).is_err(),
+                "{name}"
+            );
         }
     }
 }
