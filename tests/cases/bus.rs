@@ -23,7 +23,7 @@ fn members(xml: &str, interface: &str) -> Vec<String> {
         for element in ["method", "signal", "property"] {
             if line.starts_with(&format!("<{element} ")) {
                 let name = attribute("name").expect("a name");
-                let more = attribute("type").unwrap_or_default();
+                let more = [attribute("type"), attribute("access")].map(Option::unwrap_or_default).join(" ");
                 kind = format!("{element} {name}");
                 found.push(format!("{kind} {more}"));
             }
@@ -31,7 +31,14 @@ fn members(xml: &str, interface: &str) -> Vec<String> {
         if line.starts_with("<arg ") {
             let direction = attribute("direction").unwrap_or_else(|| "out".into());
             let direction = if kind.starts_with("signal") { String::new() } else { direction };
-            found.push(format!("{kind} {direction} {}", attribute("type").expect("a type")));
+            // zbus serves no names of what comes out.
+            let name = if direction == "out" { None } else { attribute("name") };
+            let name = name.unwrap_or_default();
+            found.push(format!("{kind} {direction} {name} {}", attribute("type").expect("a type")));
+        }
+        if line.starts_with("<annotation ") && kind.starts_with("property") {
+            let (name, value) = (attribute("name").expect("a name"), attribute("value").expect("a value"));
+            found.push(format!("{kind} {name}={value}"));
         }
     }
     found.sort();
@@ -81,11 +88,29 @@ fn the_daemon_serves_what_the_xml_says() {
         let served = &served[..end];
         let name = format!("org.casemate.Casemate1.{interface}");
         assert_eq!(members(served, &name), members(xml, &name), "{path}");
+        if *interface == "Manager" {
+            let manager = "<interface name=\"org.freedesktop.DBus.ObjectManager\">";
+            assert!(served.contains(manager), "{served}");
+        }
         // Nothing of ours that the contract does not name.
         for line in served.lines().filter(|line| line.contains("<interface name=\"org.casemate")) {
             assert!(line.contains(&name), "{path}: {line}");
         }
     }
+    let log = ["introspect", "--session", "--xml", "-d", "org.casemate.Casemate1", "-o"];
+    let served = text(&gdbus(&world, &[&log[..], &["/org/freedesktop/LogControl1"]].concat()).stdout);
+    let changes = "org.freedesktop.DBus.Property.EmitsChangedSignal";
+    assert_eq!(
+        members(&served, "org.freedesktop.LogControl1"),
+        [
+            format!("property LogLevel {changes}=false"),
+            "property LogLevel s readwrite".to_owned(),
+            format!("property LogTarget {changes}=false"),
+            "property LogTarget s readwrite".to_owned(),
+            format!("property SyslogIdentifier {changes}=const"),
+            "property SyslogIdentifier s read".to_owned(),
+        ]
+    );
     drop(held.stdin.take());
     held.wait().expect("wait");
 }

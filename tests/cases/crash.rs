@@ -58,3 +58,73 @@ fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
         assert!(output.status.success(), "round {round}: {}", text(&output.stderr));
     }
 }
+
+/// Flip one bit in the middle of a record.
+fn damage(path: &std::path::Path) {
+    let mut bytes = std::fs::read(path).expect("a record");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).expect("a record");
+}
+
+#[test]
+fn a_damaged_record_costs_what_it_is_about_and_nothing_is_swept() {
+    let mut world = World::with_environment("");
+    world.run(&["build", "other", "--manifest", &world.manifest()]);
+    assert!(world.exec(&["demo", "--", "sh", "-c", "echo kept > ~/file"]).status.success());
+    world.run(&["start", "demo"]);
+    let id = world.id("demo");
+    world.kill_daemon();
+    let record = world.store().join(format!("environments/{id}.toml"));
+    let sound = std::fs::read(&record).expect("a record");
+    damage(&record);
+    // No record names these; nobody knows whether the damaged one did.
+    let upper = world.store().join("uppers/00000000000000000000000000000000");
+    std::fs::create_dir_all(upper.join("upper")).expect("an upper");
+    let before = (world.in_store("layers"), world.in_store("uppers"));
+    world.start_daemon();
+    assert_eq!((world.in_store("layers"), world.in_store("uppers")), before);
+    // Named, and all else works.
+    let list = world.run(&["list"]);
+    let line = list.lines().find(|line| line.contains(&id)).expect("the damaged one is listed");
+    assert!(line.contains("damaged"), "{list}");
+    let refused = world.refused(&["exec", &id, "--", "true"]);
+    assert!(refused.contains("cannot be read") && refused.contains(&format!("{id}.toml")), "{refused}");
+    assert!(text(&world.casemate(&["doctor"]).output().expect("casemate").stdout).contains(&id));
+    assert!(world.daemon_log().contains("nothing is swept"), "{}", world.daemon_log());
+    assert_eq!(text(&world.exec(&["other", "--", "echo", "works"]).stdout), "works\n");
+    // Another one's end does not take along what the two share.
+    world.run(&["destroy", "--force", "other"]);
+    assert_eq!(world.in_store("layers"), before.0);
+    // Put back, it is as it was, and had been running all the time; what is nobody's goes.
+    world.kill_daemon();
+    std::fs::write(&record, sound).expect("a record");
+    world.start_daemon();
+    assert!(world.run(&["list"]).contains("running"), "{}", world.run(&["list"]));
+    assert_eq!(text(&world.exec(&["demo", "--", "sh", "-c", "cat ~/file"]).stdout), "kept\n");
+    assert!(!upper.exists());
+    // Given up, its files go with the next start.
+    world.run(&["stop", "demo"]);
+    world.kill_daemon();
+    damage(&record);
+    world.start_daemon();
+    world.run(&["destroy", &id]);
+    assert!(!world.run(&["list"]).contains(&id));
+    world.kill_daemon();
+    world.start_daemon();
+    assert!(world.in_store("uppers").is_empty(), "{:?}", world.in_store("uppers"));
+}
+
+#[test]
+fn a_damaged_release_is_named_and_can_be_removed() {
+    let mut world = World::with_environment("");
+    world.kill_daemon();
+    damage(&world.store().join("releases/debian@bookworm.toml"));
+    world.start_daemon();
+    assert!(world.run(&["release", "list"]).contains("damaged"));
+    let refused = world.refused(&["release", "fetch", "debian/bookworm"]);
+    assert!(refused.contains("debian@bookworm.toml"), "{refused}");
+    assert_eq!(text(&world.exec(&["demo", "--", "echo", "works"]).stdout), "works\n");
+    world.run(&["release", "remove", "debian/bookworm"]);
+    world.run(&["release", "fetch", "debian/bookworm"]);
+}

@@ -114,3 +114,18 @@ fn a_terminal_of_the_environments_own() {
     master.write_all(b"exit 7\n").expect("typed");
     assert_eq!(child.wait().expect("status").code(), Some(7));
 }
+
+/// Output to a file goes through a relay of the client's; what a command leaves in the background does not hold it up.
+#[test]
+fn a_background_process_does_not_hold_the_client() {
+    let world = World::with_environment("");
+    let path = world.project().join("output");
+    let file = File::create(&path).expect("a file");
+    let script = "yes | head -c 1000000; sleep 100000 & echo last";
+    let status =
+        world.casemate(&["exec", "demo", "--", "sh", "-c", script]).stdout(file).status().expect("casemate");
+    assert!(status.success());
+    let written = fs::read_to_string(path).expect("output");
+    assert!(written.len() == 1_000_005 && written.ends_with("last\n"), "{}", written.len());
+    world.run(&["stop", "--timeout", "0", "demo"]);
+}

@@ -144,7 +144,7 @@ impl World {
             .env("XDG_RUNTIME_DIR", self.root.join("run"))
             .env("CASEMATE_DATA", data())
             .env("CASEMATE_LIBEXEC", binaries())
-            .env("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={}", self.root.join("run/bus").display()))
+            .env("DBUS_SESSION_BUS_ADDRESS", self.bus_address())
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
     }
 
@@ -167,9 +167,13 @@ impl World {
     }
 
     pub fn start_daemon(&mut self) {
+        self.start_daemon_with(&["--idle-exit", "0"]);
+    }
+
+    pub fn start_daemon_with(&mut self, arguments: &[&str]) {
         let log =
             fs::File::options().create(true).append(true).open(self.root.join("daemon.log")).expect("log");
-        let daemon = self.daemon_command().args(["--idle-exit", "0"]).stderr(log).spawn().expect("casemated");
+        let daemon = self.daemon_command().args(arguments).stderr(log).spawn().expect("casemated");
         self.daemon = Some(daemon);
         wait_for("the daemon", || self.casemate(&["list"]).output().expect("casemate").status.success());
     }
@@ -187,6 +191,30 @@ impl World {
         let mut daemon = self.daemon.take().expect("a daemon");
         daemon.kill().expect("kill");
         daemon.wait().expect("wait");
+    }
+
+    pub fn kill_bus(&mut self) {
+        self.bus.kill().expect("kill");
+        self.bus.wait().expect("wait");
+    }
+
+    /// Its exit code, once it has ended by itself.
+    pub fn wait_for_daemon(&mut self) -> Option<i32> {
+        let mut daemon = self.daemon.take().expect("a daemon");
+        let mut status = None;
+        wait_for("the daemon's end", || {
+            status = daemon.try_wait().expect("wait");
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+
+    pub fn bus_address(&self) -> String {
+        format!("unix:path={}", self.root.join("run/bus").display())
+    }
+
+    pub fn runtime(&self) -> PathBuf {
+        self.root.join("run/casemate")
     }
 
     /// Run the client and see it succeed.
@@ -230,6 +258,13 @@ impl World {
         let output = child.wait_with_output().expect("output");
         writer.join().expect("writer").expect("all was read");
         output
+    }
+
+    /// The id of an environment.
+    pub fn id(&self, name: &str) -> String {
+        let shown = self.run(&["list"]);
+        let line = shown.lines().find(|line| line.starts_with(&format!("{name} ")));
+        line.and_then(|line| line.split_whitespace().last()).expect("an environment").to_owned()
     }
 
     /// Names in a directory of the store.

@@ -1,7 +1,11 @@
 //! What changes in the engine, told on the bus: objects come and go, properties and signals follow.
+//!
+//! A job has ended for the bus when all that it changed has been told: until then its object says that it runs. Who waits
+//! for it and then looks, sees its work.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_engine::{Change, JobState};
 use casemate_interfaces::{environment_path, job_path, process_path, release_path};
@@ -13,9 +17,37 @@ use zbus::{Connection, OwnedObjectPath, Variant};
 
 use crate::Context;
 use crate::environment::Environment;
-use crate::job::{Job, state_name};
+use crate::job::{Job, shown, state_name};
 use crate::process::Process;
 use crate::release::Release;
+
+/// What is on the bus.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Served {
+    Release(String),
+    Environment(String),
+    Job(u64),
+    Process((String, u64)),
+}
+
+/// What the bus has been told.
+#[derive(Default)]
+pub struct Told {
+    served: Mutex<HashSet<Served>>,
+    ended: Mutex<HashSet<u64>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Sets, changed by one insertion or removal at a time.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Told {
+    /// Whether a job's end and what came before it have been told.
+    pub fn has_ended(&self, job: u64) -> bool {
+        locked(&self.ended).contains(&job)
+    }
+}
 
 /// Changes taken together: a job that reports bytes changes faster than anybody reads.
 const TOGETHER: std::time::Duration = std::time::Duration::from_millis(50);
@@ -42,6 +74,7 @@ pub async fn add_release(connection: &Connection, context: &Context, reference: 
     if let Ok(info) = context.engine.release(reference) {
         let release = Release { context: context.clone(), info };
         connection.object_server().at(release_path(reference), release).await?;
+        locked(&context.told.served).insert(Served::Release(reference.to_owned()));
     }
     Ok(())
 }
@@ -49,6 +82,7 @@ pub async fn add_release(connection: &Connection, context: &Context, reference: 
 /// Also called before a path is told, so that the object is there when the caller uses it.
 pub async fn add_environment(connection: &Connection, context: &Context, id: String) -> zbus::Result<()> {
     let path = environment_path(&id);
+    locked(&context.told.served).insert(Served::Environment(id.clone()));
     connection.object_server().at(path, Environment { context: context.clone(), id }).await?;
     Ok(())
 }
@@ -65,13 +99,60 @@ pub async fn job_started(
 }
 
 async fn add_job(connection: &Connection, context: &Context, id: u64) -> zbus::Result<()> {
+    locked(&context.told.served).insert(Served::Job(id));
     connection.object_server().at(job_path(id), Job { context: context.clone(), id }).await?;
     Ok(())
 }
 
 async fn add_process(connection: &Connection, context: &Context, id: (String, u64)) -> zbus::Result<()> {
     let path = process_path(&id.0, id.1);
+    locked(&context.told.served).insert(Served::Process(id.clone()));
     connection.object_server().at(path, Process { context: context.clone(), id }).await?;
+    Ok(())
+}
+
+/// Take an object off the bus, if it is there.
+async fn remove(connection: &Connection, context: &Context, served: Served) -> zbus::Result<()> {
+    let server = connection.object_server();
+    let removed = match &served {
+        Served::Release(reference) => server.remove::<Release, _>(release_path(reference)).await,
+        Served::Environment(id) => server.remove::<Environment, _>(environment_path(id)).await,
+        Served::Job(id) => server.remove::<Job, _>(job_path(*id)).await,
+        Served::Process(id) => server.remove::<Process, _>(process_path(&id.0, id.1)).await,
+    };
+    locked(&context.told.served).remove(&served);
+    match removed {
+        Ok(_) | Err(zbus::Error::InterfaceNotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Make the bus what the engine is, whatever was missed.
+async fn reconcile(connection: &Connection, context: &Context) -> zbus::Result<()> {
+    add_all(connection, context).await?;
+    let served: Vec<Served> = locked(&context.told.served).iter().cloned().collect();
+    for object in served {
+        let engine = &context.engine;
+        let is_there = match &object {
+            Served::Release(reference) => engine.release(reference).is_ok(),
+            Served::Environment(id) => engine.environment(id).is_ok(),
+            Served::Job(id) => engine.job(*id).is_ok(),
+            Served::Process(id) => engine.process(id).is_ok(),
+        };
+        if !is_there {
+            remove(connection, context, object).await?;
+        }
+    }
+    for info in context.engine.environments() {
+        environment_changed(connection, context, &info.id).await?;
+    }
+    for info in context.engine.jobs() {
+        match info.state {
+            JobState::Running => job_changed(connection, context, info.id).await?,
+            _ if context.told.has_ended(info.id) => {}
+            _ => job_ended(connection, context, info.id).await?,
+        }
+    }
     Ok(())
 }
 
@@ -86,13 +167,8 @@ async fn changed(
     zbus::fdo::Properties::properties_changed(&emitter, name, values, Cow::Borrowed(&[])).await
 }
 
-async fn job_changed(
-    connection: &Connection,
-    context: &Context,
-    id: u64,
-    told: &mut HashSet<u64>,
-) -> zbus::Result<()> {
-    let Ok(info) = context.engine.job(id) else { return Ok(()) };
+async fn job_changed(connection: &Connection, context: &Context, id: u64) -> zbus::Result<()> {
+    let Ok(info) = shown(context, id) else { return Ok(()) };
     let error =
         info.error.map_or_else(Default::default, |(kind, text)| (crate::convert::error_name(kind), text));
     let result: HashMap<String, String> = info.result.into_iter().collect();
@@ -108,12 +184,14 @@ async fn job_changed(
         ("Result", Variant::from(result)),
         ("Error", Variant::from(error)),
     ]);
-    changed(connection, job_path(id), "org.casemate.Casemate1.Job", values).await?;
-    if info.state != JobState::Running && told.insert(id) {
-        let emitter = SignalEmitter::new(connection, job_path(id))?;
-        Job::ended(&emitter, state).await?;
-    }
-    Ok(())
+    changed(connection, job_path(id), "org.casemate.Casemate1.Job", values).await
+}
+
+async fn job_ended(connection: &Connection, context: &Context, id: u64) -> zbus::Result<()> {
+    locked(&context.told.ended).insert(id);
+    job_changed(connection, context, id).await?;
+    let Ok(info) = shown(context, id) else { return Ok(()) };
+    Job::ended(&SignalEmitter::new(connection, job_path(id))?, state_name(info.state)).await
 }
 
 async fn environment_changed(connection: &Connection, context: &Context, id: &str) -> zbus::Result<()> {
@@ -131,49 +209,47 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
     changed(connection, environment_path(id), "org.casemate.Casemate1.Environment", values).await
 }
 
-async fn tell(
-    connection: &Connection,
-    context: &Context,
-    change: Change,
-    told: &mut HashSet<u64>,
-) -> zbus::Result<()> {
-    let server = connection.object_server();
+async fn tell(connection: &Connection, context: &Context, change: Change) -> zbus::Result<()> {
     match change {
         Change::ReleaseAdded(reference) => add_release(connection, context, &reference).await?,
         Change::ReleaseRemoved(reference) => {
-            server.remove::<Release, _>(release_path(&reference)).await?;
+            remove(connection, context, Served::Release(reference)).await?;
         }
         Change::EnvironmentAdded(id) => add_environment(connection, context, id).await?,
         Change::EnvironmentChanged(id) => environment_changed(connection, context, &id).await?,
         Change::EnvironmentRemoved(id) => {
-            server.remove::<Environment, _>(environment_path(&id)).await?;
+            remove(connection, context, Served::Environment(id)).await?;
         }
         Change::JobAdded(id) => add_job(connection, context, id).await?,
-        Change::JobChanged(id) => job_changed(connection, context, id, told).await?,
+        Change::JobChanged(id) => job_changed(connection, context, id).await?,
+        Change::JobEnded(id) => job_ended(connection, context, id).await?,
         Change::JobLog(id, line) => Job::log(&SignalEmitter::new(connection, job_path(id))?, &line).await?,
         Change::JobRemoved(id) => {
-            told.remove(&id);
-            server.remove::<Job, _>(job_path(id)).await?;
+            remove(connection, context, Served::Job(id)).await?;
+            locked(&context.told.ended).remove(&id);
         }
         Change::ProcessAdded(id) => add_process(connection, context, id).await?,
         Change::ProcessEnded(id, exited, status) => {
             let path = process_path(&id.0, id.1);
-            Process::exited(&SignalEmitter::new(connection, path.clone())?, exited, status).await?;
-            server.remove::<Process, _>(path).await?;
+            Process::exited(&SignalEmitter::new(connection, path)?, exited, status).await?;
+            remove(connection, context, Served::Process(id)).await?;
         }
     }
     Ok(())
 }
 
+fn runs(context: &Context, job: u64) -> bool {
+    context.engine.job(job).is_ok_and(|info| info.state == JobState::Running)
+}
+
 /// Until the engine is gone.
 pub async fn follow(connection: Connection, context: Context, mut received: Receiver<Change>) {
-    let mut told = HashSet::new();
     loop {
         let first = match received.recv().await {
             Ok(change) => change,
             Err(RecvError::Lagged(missed)) => {
                 tracing::warn!(missed, "too many changes at once; everything is told anew");
-                if let Err(error) = add_all(&connection, &context).await {
+                if let Err(error) = reconcile(&connection, &context).await {
                     tracing::warn!(%error, "cannot tell the bus");
                 }
                 continue;
@@ -181,7 +257,7 @@ pub async fn follow(connection: Connection, context: Context, mut received: Rece
             Err(RecvError::Closed) => return,
         };
         let mut pending = vec![first];
-        if matches!(pending[0], Change::JobChanged(_)) {
+        if matches!(pending[0], Change::JobChanged(id) if runs(&context, id)) {
             // Several of these in a row are one.
             tokio::time::sleep(TOGETHER).await;
             // A listener that fell behind is told so by the next `recv`.
@@ -192,7 +268,7 @@ pub async fn follow(connection: Connection, context: Context, mut received: Rece
             }
         }
         for change in pending {
-            if let Err(error) = tell(&connection, &context, change, &mut told).await {
+            if let Err(error) = tell(&connection, &context, change).await {
                 tracing::warn!(%error, "cannot tell the bus");
             }
         }

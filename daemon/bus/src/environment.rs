@@ -11,6 +11,7 @@ use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, fdo, interface};
 
 use crate::Context;
+use crate::callers::Callers;
 use crate::changes::job_started;
 use crate::convert::{Options, error, known, option};
 
@@ -92,10 +93,9 @@ impl Environment {
         status: OwnedFd,
         options: Options,
         #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
     ) -> Result<(OwnedObjectPath, OwnedFd), Error> {
-        let Context { engine, callers } = &self.context;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
         let Asked { root, directory, variables } = asked(&command, &options)?;
         if command.is_empty() {
             return Err(Error::InvalidArgument("the command is empty".into()));
@@ -119,10 +119,9 @@ impl Environment {
         columns: u16,
         options: Options,
         #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
     ) -> Result<(OwnedObjectPath, OwnedFd, OwnedFd), Error> {
-        let Context { engine, callers } = &self.context;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
         let Asked { root, directory, variables } = asked(&command, &options)?;
         judge_status(&status)?;
         let streams = Streams::Terminal { rows, columns };
@@ -139,8 +138,8 @@ impl Environment {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let Context { engine, callers } = &self.context;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &[])?;
         job_started(connection, &self.context, engine.start(&caller, &self.id)).await
     }
@@ -151,8 +150,8 @@ impl Environment {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let Context { engine, callers } = &self.context;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &["timeout"])?;
         let timeout = Duration::from_millis(option(&options, "timeout")?.unwrap_or(STOP));
         job_started(connection, &self.context, engine.stop(&caller, &self.id, timeout)).await
@@ -164,31 +163,19 @@ impl Environment {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let Context { engine, callers } = &self.context;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &["force"])?;
         let force = option(&options, "force")?.unwrap_or(false);
         job_started(connection, &self.context, engine.destroy(&caller, &self.id, force)).await
     }
 
-    async fn get_lock(
-        &self,
-        options: Options,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-    ) -> Result<String, Error> {
-        self.context.callers.judge(&self.context.engine, connection, &header).await?;
+    async fn get_lock(&self, options: Options) -> Result<String, Error> {
         known(&options, &[])?;
         self.context.engine.lock_text(&self.id).map_err(error)
     }
 
-    async fn get_manifest(
-        &self,
-        options: Options,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-    ) -> Result<String, Error> {
-        self.context.callers.judge(&self.context.engine, connection, &header).await?;
+    async fn get_manifest(&self, options: Options) -> Result<String, Error> {
         known(&options, &[])?;
         self.context.engine.manifest_text(&self.id).map_err(error)
     }
@@ -228,12 +215,12 @@ impl Environment {
         Ok(self.info()?.mounts)
     }
 
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "const"))]
     fn id_mode(&self) -> fdo::Result<String> {
         Ok(self.info()?.id_mode)
     }
 
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "const"))]
     fn created_at(&self) -> fdo::Result<u64> {
         Ok(self.info()?.created_at)
     }

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 
 use casemate_engine::{JobId, JobInfo, JobState};
 use casemate_interfaces::Error;
-use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, fdo, interface};
+use zbus::{fdo, interface};
 
 use crate::Context;
 use crate::convert::{Options, error, error_name, known};
@@ -27,30 +26,27 @@ pub fn state_name(state: JobState) -> &'static str {
 
 impl Job {
     fn info(&self) -> fdo::Result<JobInfo> {
-        self.context.engine.job(self.id).map_err(|error| fdo::Error::UnknownObject(error.to_string()))
+        shown(&self.context, self.id).map_err(|error| fdo::Error::UnknownObject(error.to_string()))
     }
+}
+
+/// A job as the bus has it: it runs until its end has been told.
+pub fn shown(context: &Context, id: JobId) -> Result<JobInfo, casemate_engine::Error> {
+    let info = context.engine.job(id)?;
+    if context.told.has_ended(id) {
+        return Ok(info);
+    }
+    Ok(JobInfo { state: JobState::Running, ended_at: 0, error: None, ..info })
 }
 
 #[interface(name = "org.casemate.Casemate1.Job")]
 impl Job {
-    async fn cancel(
-        &self,
-        options: Options,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-    ) -> Result<(), Error> {
-        self.context.callers.judge(&self.context.engine, connection, &header).await?;
+    async fn cancel(&self, options: Options) -> Result<(), Error> {
         known(&options, &[])?;
         self.context.engine.cancel(self.id).map_err(error)
     }
 
-    async fn get_log(
-        &self,
-        options: Options,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-    ) -> Result<Vec<String>, Error> {
-        self.context.callers.judge(&self.context.engine, connection, &header).await?;
+    async fn get_log(&self, options: Options) -> Result<Vec<String>, Error> {
         known(&options, &[])?;
         self.context.engine.job_log(self.id).map_err(error)
     }
@@ -61,12 +57,12 @@ impl Job {
     #[zbus(signal)]
     pub async fn ended(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
 
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "const"))]
     fn kind(&self) -> fdo::Result<String> {
         Ok(self.info()?.kind)
     }
 
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "const"))]
     fn subject(&self) -> fdo::Result<String> {
         Ok(self.info()?.subject)
     }
@@ -101,7 +97,7 @@ impl Job {
         Ok(self.info()?.items_total)
     }
 
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "const"))]
     fn started_at(&self) -> fdo::Result<u64> {
         Ok(self.info()?.started_at)
     }

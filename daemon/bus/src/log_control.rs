@@ -1,4 +1,6 @@
-//! `org.freedesktop.LogControl1`: what `systemctl log-level` speaks to.
+//! `org.freedesktop.LogControl1`: what `systemctl service-log-level` speaks to.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::{EnvFilter, Registry};
@@ -7,9 +9,26 @@ use zbus::{fdo, interface};
 #[derive(Clone)]
 pub struct Filter(pub Handle<EnvFilter, Registry>);
 
-pub struct LogControl(pub Filter);
+pub struct LogControl {
+    filter: Filter,
+    /// As it was set, where it was.
+    level: Mutex<Option<&'static str>>,
+}
 
-/// syslog's names and ours.
+impl LogControl {
+    pub fn new(filter: Filter) -> Self {
+        Self { filter, level: Mutex::default() }
+    }
+
+    fn level(&self) -> MutexGuard<'_, Option<&'static str>> {
+        self.level.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Standard error, which is the journal where systemd started us.
+const TARGET: &str = "console";
+
+/// syslog's names and ours; the first of several that are the same to us is what is told.
 const LEVELS: &[(&str, &str)] = &[
     ("debug", "debug"),
     ("info", "info"),
@@ -23,24 +42,42 @@ const LEVELS: &[(&str, &str)] = &[
 
 #[interface(name = "org.freedesktop.LogControl1")]
 impl LogControl {
-    #[zbus(property)]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn log_level(&self) -> String {
-        let current = self.0.0.with_current(ToString::to_string).unwrap_or_default();
+        if let Some(level) = *self.level() {
+            return level.to_owned();
+        }
+        let current = self.filter.0.with_current(ToString::to_string).unwrap_or_default();
         LEVELS.iter().find(|(_, ours)| *ours == current).map_or("info", |(syslog, _)| *syslog).to_owned()
     }
 
     #[zbus(property)]
-    fn set_log_level(&mut self, level: String) -> fdo::Result<()> {
-        let (_, ours) = LEVELS
+    fn set_log_level(&self, level: String) -> fdo::Result<()> {
+        let (syslog, ours) = LEVELS
             .iter()
             .find(|(syslog, _)| *syslog == level)
             .ok_or_else(|| fdo::Error::InvalidArgs(format!("{level:?} is no level of syslog")))?;
-        self.0.0.reload(EnvFilter::new(ours)).map_err(|error| fdo::Error::Failed(error.to_string()))
+        self.filter
+            .0
+            .reload(EnvFilter::new(ours))
+            .map_err(|error| fdo::Error::Failed(format!("the log level cannot be changed: {error}")))?;
+        *self.level() = Some(syslog);
+        Ok(())
     }
 
-    #[zbus(property(emits_changed_signal = "const"))]
+    #[zbus(property(emits_changed_signal = "false"))]
     fn log_target(&self) -> &str {
-        "console"
+        TARGET
+    }
+
+    #[zbus(property)]
+    fn set_log_target(&self, target: String) -> fdo::Result<()> {
+        if target == TARGET {
+            return Ok(());
+        }
+        Err(fdo::Error::NotSupported(format!(
+            "casemated logs to standard error ({TARGET:?}), not to {target:?}"
+        )))
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

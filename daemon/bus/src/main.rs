@@ -4,6 +4,8 @@ mod callers;
 mod changes;
 mod convert;
 mod environment;
+mod error;
+mod gate;
 mod job;
 mod log_control;
 mod manager;
@@ -13,21 +15,31 @@ mod release;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casemate_engine::{Engine, Settings};
+use casemate_engine::{Engine, ErrorKind, Settings};
+use casemate_interfaces::NAME;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use zbus::Connection;
 
 use crate::callers::Callers;
+use crate::error::DaemonError;
+
+/// How long a new daemon waits for the last one to let go of the store.
+const HANDOVER: Duration = Duration::from_secs(2);
+/// How long jobs and calls may take to end; systemd's own patience is 90 seconds.
+const GRACE: Duration = Duration::from_secs(20);
+/// Open files wanted: some thousand environments.
+const DESCRIPTORS: u64 = 16_384;
 
 /// What every interface's handle has.
 #[derive(Clone)]
 pub struct Context {
     pub engine: Arc<Engine>,
-    pub callers: Arc<Callers>,
+    pub told: Arc<changes::Told>,
 }
 
 /// The Casemate daemon. It is started by the session bus or systemd, seldom by hand.
@@ -56,25 +68,21 @@ fn text(names: &[&str]) -> String {
     names.iter().find_map(|name| std::env::var(name).ok()).unwrap_or_default()
 }
 
-fn settings(options: &Options) -> Result<Settings, String> {
+fn settings(options: &Options) -> Result<Settings, DaemonError> {
     let uid = nix::unistd::getuid();
     if uid.is_root() || nix::unistd::geteuid().is_root() {
-        return Err(
-            "casemated serves an ordinary user and does not run as root; start it as that user".into()
-        );
+        return Err(DaemonError::Root);
     }
     let user = nix::unistd::User::from_uid(uid).ok().flatten();
-    let home = variable("HOME")
-        .or_else(|| user.as_ref().map(|user| user.dir.clone()))
-        .ok_or("HOME is not set and /etc/passwd has no entry for you; set HOME")?;
+    let home =
+        variable("HOME").or_else(|| user.as_ref().map(|user| user.dir.clone())).ok_or(DaemonError::NoHome)?;
     let user_name =
         user.map(|user| user.name).or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| uid.to_string());
-    let runtime = variable("XDG_RUNTIME_DIR")
-        .ok_or("XDG_RUNTIME_DIR is not set; log in through systemd-logind, or set it to a directory of your own (mode 0700)")?;
+    let runtime = variable("XDG_RUNTIME_DIR").ok_or(DaemonError::NoRuntime)?;
     let own = std::env::current_exe()
         .ok()
         .and_then(|path| path.parent().map(PathBuf::from))
-        .ok_or("the daemon's own directory cannot be told; give --libexec")?;
+        .ok_or(DaemonError::NoLibexec)?;
     let data = options.data.clone().unwrap_or_else(|| own.join("../../share/casemate"));
     let configuration = variable("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("casemate");
     Ok(Settings {
@@ -95,39 +103,139 @@ fn settings(options: &Options) -> Result<Settings, String> {
     })
 }
 
-async fn serve(options: Options, filter: log_control::Filter) -> Result<(), String> {
+/// Wait for a daemon that is about to end: one that let go of its name for idleness still holds the store for a moment.
+async fn open(settings: Settings) -> Result<Arc<Engine>, DaemonError> {
+    let deadline = Instant::now() + HANDOVER;
+    loop {
+        match Engine::open(settings.clone()).await {
+            Err(error) if error.kind() == ErrorKind::StoreLocked && Instant::now() < deadline => {
+                tokio::time::sleep(HANDOVER / 20).await;
+            }
+            other => return other.map_err(DaemonError::Engine),
+        }
+    }
+}
+
+/// Each running environment costs descriptors, so the soft limit goes up; init lowers it again for sessions.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(limit.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS)));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// The session bus, through the [gate].
+async fn connect(
+    callers: &Arc<Callers>,
+    context: &Context,
+    filter: log_control::Filter,
+) -> Result<Connection, DaemonError> {
+    let address = zbus::Address::session().map_err(DaemonError::Bus)?;
+    let stream = bus_socket(&address)?;
+    let (gate, refused) = gate::Gate::new(stream, Arc::clone(callers));
+    let connection = zbus::connection::Builder::socket(gate)
+        .serve_at(casemate_interfaces::ROOT, zbus::fdo::ObjectManager)
+        .serve_at(casemate_interfaces::ROOT, manager::Manager(context.clone()))
+        .serve_at("/org/freedesktop/LogControl1", log_control::LogControl::new(filter))
+        .build()
+        .await
+        .map_err(DaemonError::Bus)?;
+    tokio::spawn(gate::answer(connection.clone(), refused));
+    Ok(connection)
+}
+
+fn bus_socket(address: &zbus::Address) -> Result<tokio::net::UnixStream, DaemonError> {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
+    use zbus::address::transport::{Transport, UnixSocket};
+    let failed = |source| DaemonError::Io {
+        action: "connect to the session bus at",
+        path: address.to_string().into(),
+        source,
+    };
+    let socket = match address.transport() {
+        Transport::Unix(unix) => match unix.path() {
+            UnixSocket::File(path) => SocketAddr::from_pathname(path),
+            UnixSocket::Abstract(name) => SocketAddr::from_abstract_name(name.as_bytes()),
+            _ => return Err(DaemonError::OddBus(address.to_string())),
+        },
+        _ => return Err(DaemonError::OddBus(address.to_string())),
+    };
+    let stream = socket.and_then(|socket| UnixStream::connect_addr(&socket)).map_err(failed)?;
+    stream.set_nonblocking(true).map_err(failed)?;
+    tokio::net::UnixStream::from_std(stream).map_err(failed)
+}
+
+/// Take the name, or say who has it.
+async fn take_name(connection: &Connection) -> Result<(), DaemonError> {
+    let flags = zbus::fdo::RequestNameFlags::DO_NOT_QUEUE;
+    match connection.request_name_with_flags(NAME, flags).await {
+        Ok(_) => Ok(()),
+        Err(zbus::Error::NameTaken) => {
+            let bus = zbus::fdo::DBusProxy::new(connection).await.map_err(DaemonError::Bus)?;
+            let holder = match zbus::names::BusName::try_from(NAME) {
+                Ok(name) => bus.get_connection_unix_process_id(name).await.ok(),
+                Err(_) => None,
+            };
+            Err(DaemonError::NameTaken(holder))
+        }
+        Err(error) => Err(DaemonError::Bus(error)),
+    }
+}
+
+async fn serve(options: Options, filter: log_control::Filter) -> Result<(), DaemonError> {
+    raise_descriptor_limit();
     let settings = settings(&options)?;
-    let engine = Engine::open(settings).await.map_err(|error| error.to_string())?;
+    let engine = open(settings).await?;
     // Before anything is served, so that no change falls between.
     let received = engine.subscribe();
-    let context = Context { engine: Arc::clone(&engine), callers: Arc::new(Callers::new()?) };
-    let connect = async {
-        zbus::connection::Builder::session()
-            .serve_at(casemate_interfaces::ROOT, zbus::fdo::ObjectManager)
-            .serve_at(casemate_interfaces::ROOT, manager::Manager(context.clone()))
-            .serve_at("/org/freedesktop/LogControl1", log_control::LogControl(filter))
-            .build()
-            .await
-    };
-    let connection = connect.await.map_err(|error| {
-        format!("cannot reach the session bus: {error}; is DBUS_SESSION_BUS_ADDRESS right?")
-    })?;
-    changes::add_all(&connection, &context).await.map_err(|error| error.to_string())?;
+    let callers = Callers::new(Arc::clone(&engine)).await?;
+    let context = Context { engine: Arc::clone(&engine), told: Arc::default() };
+    let connection = connect(&callers, &context, filter).await?;
+    changes::add_all(&connection, &context).await.map_err(DaemonError::Bus)?;
     let follower = tokio::spawn(changes::follow(connection.clone(), context.clone(), received));
-    let flags = zbus::fdo::RequestNameFlags::DO_NOT_QUEUE;
-    connection.request_name_with_flags(casemate_interfaces::NAME, flags).await.map_err(|error| {
-        format!("{} is taken on this bus: {error}; another casemated runs", casemate_interfaces::NAME)
-    })?;
+    take_name(&connection).await?;
     tracing::info!("ready");
     notify(&[sd_notify::NotifyState::Ready]);
-    wait_for_end(&engine, options.idle_exit).await.map_err(|error| error.to_string())?;
+    let outcome = tokio::select! {
+        outcome = wait_for_end(&engine, options.idle_exit) => outcome,
+        () = lost(&connection) => Err(DaemonError::NameLost),
+    };
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping; environments go on");
-    // The name first: whoever calls from now on gets a new daemon.
-    connection.release_name(casemate_interfaces::NAME).await.map_err(|error| error.to_string())?;
-    engine.shutdown().await;
+    if outcome.is_ok() {
+        // The name first: whoever calls from now on gets a new daemon.
+        connection.release_name(NAME).await.map_err(DaemonError::Bus)?;
+    }
+    let end = async {
+        engine.shutdown().await;
+        callers.drained().await;
+    };
+    if tokio::time::timeout(GRACE, end).await.is_err() {
+        tracing::warn!("some jobs did not end in time; the next start clears up after them");
+    }
     follower.abort();
-    Ok(())
+    outcome
+}
+
+/// Until the bus is gone, or has taken the name away.
+async fn lost(connection: &Connection) {
+    let name_lost = async {
+        let Ok(bus) = zbus::fdo::DBusProxy::new(connection).await else { return };
+        let Ok(mut lost) = bus.receive_name_lost().await else { return };
+        while let Some(signal) = futures_util::StreamExt::next(&mut lost).await {
+            if signal.args().is_ok_and(|arguments| arguments.name.as_str() == NAME) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = connection.closed() => {}
+        () = name_lost => {}
+    }
 }
 
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
@@ -135,26 +243,40 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
 }
 
-async fn wait_for_end(engine: &Engine, idle_exit: u64) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let watchdog = sd_notify::watchdog_enabled();
-    let period = watchdog.map_or(Duration::from_secs(30), |limit| limit / 2);
-    let period = if idle_exit > 0 { period.min(Duration::from_secs(idle_exit)) } else { period };
-    let mut clock = tokio::time::interval(period);
+/// Sleep for ever where there is no moment to wait for: an idle daemon wakes for its watchdog alone.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_for_end(engine: &Engine, idle_exit: u64) -> Result<(), DaemonError> {
+    let failed = |source| DaemonError::Io { action: "wait for", path: "signals".into(), source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut changes = engine.subscribe();
+    let period = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+    let patience = Duration::from_secs(idle_exit);
+    let mut alive = period.map(|period| Instant::now() + period);
     loop {
+        let idle =
+            engine.idle_since().filter(|_| idle_exit > 0).map(|since| since + Duration::from_secs(idle_exit));
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = clock.tick() => {
-                if watchdog.is_some() {
-                    notify(&[sd_notify::NotifyState::Watchdog]);
-                }
-                engine.forget_old_jobs();
-                let idle = engine.idle_since().is_some_and(|since| since.elapsed() >= Duration::from_secs(idle_exit));
-                if idle_exit > 0 && idle {
+            // Whatever changed, the moments may have.
+            _ = changes.recv() => {}
+            // Once more: something may have begun in the same moment.
+            () = until(idle) => {
+                if engine.idle_since().is_some_and(|since| since.elapsed() >= patience) {
                     return Ok(());
                 }
+            }
+            () = until(engine.next_expiry()) => engine.forget_old_jobs(),
+            () = until(alive) => {
+                notify(&[sd_notify::NotifyState::Watchdog]);
+                alive = period.map(|period| Instant::now() + period);
             }
         }
     }
@@ -171,7 +293,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(serve(options, log_control::Filter(handle))),
-        Err(error) => Err(error.to_string()),
+        Err(source) => Err(DaemonError::Io { action: "make", path: "a runtime".into(), source }),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@ use zbus::message::Header;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, interface};
 
 use crate::Context;
+use crate::callers::Callers;
 use crate::changes::{add_environment, add_release, job_started};
 use crate::convert::{Options, error, known, option};
 
@@ -30,8 +31,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let Context { engine, callers } = &self.0;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.0.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &[])?;
         job_started(connection, &self.0, engine.fetch_release(&caller, reference)).await
     }
@@ -44,8 +45,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let Context { engine, callers } = &self.0;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.0.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &[])?;
         job_started(connection, &self.0, engine.import_release(&caller, name, archive.into())).await
     }
@@ -59,8 +60,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let Context { engine, callers } = &self.0;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.0.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &["lock", "locked", "offline"])?;
         let lock: Option<String> = option(&options, "lock")?;
         bounded("manifest", manifest)?;
@@ -80,10 +81,8 @@ impl Manager {
         &self,
         reference: &str,
         options: Options,
-        #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        self.0.callers.judge(&self.0.engine, connection, &header).await?;
         known(&options, &[])?;
         let info = self.0.engine.release(reference).map_err(error)?;
         add_release(connection, &self.0, &info.reference).await?;
@@ -94,10 +93,8 @@ impl Manager {
         &self,
         selector: &str,
         options: Options,
-        #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        self.0.callers.judge(&self.0.engine, connection, &header).await?;
         known(&options, &[])?;
         let info = self.0.engine.environment(selector).map_err(error)?;
         let path = environment_path(&info.id);
@@ -105,13 +102,7 @@ impl Manager {
         Ok(path)
     }
 
-    async fn doctor(
-        &self,
-        options: Options,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-    ) -> Result<Vec<(String, String, String, String)>, Error> {
-        self.0.callers.judge(&self.0.engine, connection, &header).await?;
+    async fn doctor(&self, options: Options) -> Result<Vec<(String, String, String, String)>, Error> {
         known(&options, &[])?;
         let findings = self.0.engine.doctor().await;
         Ok(findings.into_iter().map(|f| (f.check, f.severity, f.detail, f.remedy)).collect())
@@ -123,8 +114,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let Context { engine, callers } = &self.0;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.0.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &[])?;
         job_started(connection, &self.0, engine.purge(&caller)).await
     }

@@ -6,6 +6,7 @@ use zbus::message::Header;
 use zbus::{Connection, OwnedObjectPath, interface};
 
 use crate::Context;
+use crate::callers::Callers;
 use crate::changes::job_started;
 use crate::convert::{Options, known};
 
@@ -17,13 +18,7 @@ pub struct Release {
 
 #[interface(name = "org.casemate.Casemate1.Release")]
 impl Release {
-    async fn get_packages(
-        &self,
-        options: Options,
-        #[zbus(header)] header: Header<'_>,
-        #[zbus(connection)] connection: &Connection,
-    ) -> Result<Vec<(String, String, String)>, Error> {
-        self.context.callers.judge(&self.context.engine, connection, &header).await?;
+    async fn get_packages(&self, options: Options) -> Result<Vec<(String, String, String)>, Error> {
         known(&options, &[])?;
         Ok(self.info.packages.clone())
     }
@@ -34,8 +29,8 @@ impl Release {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let Context { engine, callers } = &self.context;
-        let caller = callers.judge(engine, connection, &header).await?;
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &[])?;
         job_started(connection, &self.context, engine.remove_release(&caller, &self.info.reference)).await
     }

@@ -47,6 +47,8 @@ pub enum Change {
     EnvironmentRemoved(String),
     JobAdded(JobId),
     JobChanged(JobId),
+    /// After all changes that the job made.
+    JobEnded(JobId),
     JobLog(JobId, String),
     /// No longer kept; it ended [`crate::JOB_KEPT`] ago.
     JobRemoved(JobId),
@@ -55,7 +57,7 @@ pub enum Change {
     ProcessEnded(ProcessId, bool, i32),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReleaseInfo {
     /// `debian/bookworm`, or the name it was imported under.
     pub reference: String,
@@ -64,7 +66,7 @@ pub struct ReleaseInfo {
     /// Layer digest.
     pub digest: String,
     pub architecture: String,
-    /// What vouches for it: `openpgp:FINGERPRINT` or `unsigned`.
+    /// What vouches for it: `openpgp:FINGERPRINT` or `unsigned`; `damaged` where its record cannot be read.
     pub verification: String,
     /// Seconds since the epoch; 0 where the source has no index date.
     pub index_date: u64,
@@ -74,18 +76,21 @@ pub struct ReleaseInfo {
     pub packages: Vec<(String, String, String)>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
+    #[default]
     Defined,
     Built,
     Running,
     Paused,
     Frozen,
     Archived,
+    /// Never written: its record cannot be read.
+    Damaged,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EnvironmentInfo {
     /// Random, 16 hex digits, from creation on.
     pub id: String,

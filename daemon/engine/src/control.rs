@@ -45,7 +45,10 @@ pub struct Peer {
 }
 
 pub struct Control {
+    path: PathBuf,
     socket: AsyncFd<OwnedFd>,
+    /// A request whose answer was not waited for: what comes next would be taken for another's.
+    unanswered: bool,
 }
 
 /// The socket that init is to listen on, bound where later daemons find it.
@@ -61,6 +64,10 @@ pub fn bind(path: &Path) -> Result<OwnedFd, ControlError> {
 
 impl Control {
     pub fn connect(path: &Path) -> Result<Self, ControlError> {
+        Ok(Self { path: path.to_owned(), socket: Self::socket(path)?, unanswered: false })
+    }
+
+    fn socket(path: &Path) -> Result<AsyncFd<OwnedFd>, ControlError> {
         let failed = |source| ControlError::Connect { path: path.to_owned(), source };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -68,8 +75,18 @@ impl Control {
         let address = SocketAddrUnix::new(path).map_err(failed)?;
         rustix::net::connect(&socket, &address).map_err(failed)?;
         // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
-        let socket = unsafe { AsyncFd::register(socket) }.map_err(std::io::Error::from)?;
-        Ok(Self { socket })
+        Ok(unsafe { AsyncFd::register(socket) }.map_err(std::io::Error::from)?)
+    }
+
+    /// Leave a connection on which an answer is still to come, for one to the same process.
+    fn reconnect(&mut self) -> Result<(), ControlError> {
+        let was = self.peer()?.pid;
+        self.socket = Self::socket(&self.path)?;
+        if self.peer()?.pid != was {
+            return Err(ControlError::Closed);
+        }
+        self.unanswered = false;
+        Ok(())
     }
 
     pub fn peer(&self) -> Result<Peer, ControlError> {
@@ -137,18 +154,23 @@ impl Control {
         }
     }
 
-    /// One request, one answer.
+    /// One request, one answer; also where the last one was given up.
     pub async fn ask(
-        &self,
+        &mut self,
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
+        if self.unanswered {
+            self.reconnect()?;
+        }
+        self.unanswered = true;
         let exchange = async {
             self.send(request, descriptors).await?;
             self.receive().await
         };
         let (bytes, received) =
             tokio::time::timeout(ANSWER, exchange).await.map_err(|_| ControlError::Silent)??;
+        self.unanswered = false;
         match parse(&bytes)? {
             Reply::Refused { message } => Err(ControlError::Refused(message)),
             reply => Ok((reply, received)),
@@ -164,4 +186,46 @@ impl Control {
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ControlError> {
     serde_json::from_slice(bytes).map_err(|error| ControlError::Nonsense(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(socket: &OwnedFd) -> Request {
+        let mut bytes = vec![0; PACKET_MAX];
+        let (count, _) = rustix::net::recv(socket, &mut bytes[..], RecvFlags::empty()).expect("a request");
+        parse(&bytes[..count]).expect("a request")
+    }
+
+    fn answer(socket: &OwnedFd, session: u64) {
+        let bytes = serde_json::to_vec(&Reply::Started { session, pid: 1 }).expect("an answer");
+        rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL).expect("sent");
+    }
+
+    /// An answer that comes late is not the next request's: it may carry the descriptors of another's session.
+    #[tokio::test]
+    async fn a_late_answer_is_nobody_elses() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("control");
+        let listener = bind(&path).expect("a socket");
+        rustix::net::listen(&listener, 4).expect("listen");
+        let (given_up, was_given_up) = std::sync::mpsc::channel();
+        let init = std::thread::spawn(move || {
+            let first = rustix::net::accept(&listener).expect("a connection");
+            assert_eq!(request(&first), Request::Hello);
+            was_given_up.recv().expect("the client's word");
+            answer(&first, 1);
+            let second = rustix::net::accept(&listener).expect("another connection");
+            assert_eq!(request(&second), Request::Watch);
+            answer(&second, 2);
+        });
+        let mut control = Control::connect(&path).expect("a connection");
+        let patience = Duration::from_millis(50);
+        assert!(tokio::time::timeout(patience, control.ask(&Request::Hello, &[])).await.is_err());
+        given_up.send(()).expect("init's ear");
+        let (reply, _) = control.ask(&Request::Watch, &[]).await.expect("an answer");
+        assert_eq!(reply, Reply::Started { session: 2, pid: 1 });
+        init.join().expect("init");
+    }
 }

@@ -98,6 +98,15 @@ pub async fn examine(inner: &Inner) -> Vec<Finding> {
         Ok(free) => finding("disk", "ok", format!("{} GiB free for the store", free >> 30), ""),
         Err(error) => finding("disk", "broken", error.to_string(), "check the store's file system"),
     });
+    for (what, reason) in inner.tables().damage.reports() {
+        findings.push(finding(
+            "records",
+            "broken",
+            format!("{what}: {reason}"),
+            "restore the file from a backup and restart casemated, or give it up (`casemate destroy`, `casemate release \
+             remove`); until then nothing is swept from the store",
+        ));
+    }
     for name in ["casemate-fetch", "casemate-index", "casemate-unpack", "casemate-tree"] {
         let path = inner.settings.libexec.join(name);
         if !path.is_file() {

@@ -103,7 +103,7 @@ impl Inner {
             .with_environment(id, |environment| (environment.record.clone(), environment.sandbox.clone()))?;
         if let Some(sandbox) = running {
             if linger && !sandbox.linger.load(Ordering::Relaxed) {
-                let control = sandbox.control.lock().await;
+                let mut control = sandbox.control.lock().await;
                 if control.ask(&Request::Linger { on: true }, &[]).await.is_ok() {
                     sandbox.linger.store(true, Ordering::Relaxed);
                     drop(control);

@@ -70,8 +70,18 @@ pub enum Error {
     Package { message: String },
     #[error(transparent)]
     Store(#[from] casemate_store::Error),
+    #[error(
+        "the record of {what} {name:?} cannot be read: {reason}. Restore the file from a backup and restart casemated, or give \
+         the {what} up with `casemate {}`",
+        if *what == "release" { "release remove" } else { "destroy" }
+    )]
+    Damaged { what: &'static str, name: String, reason: String },
     #[error("{what} {name:?} is busy with another job; wait for it (`casemate jobs`) or cancel it")]
     Busy { what: &'static str, name: String },
+    #[error("{most} jobs {whose} run already; wait for one (`casemate jobs`) or cancel it")]
+    TooManyJobs { whose: &'static str, most: usize },
+    #[error("casemated is stopping; ask again, and the bus starts it anew")]
+    Stopping,
     #[error("cancelled")]
     Cancelled,
     #[error("the sandbox of {name:?} could not be set up: {message}")]
@@ -158,7 +168,9 @@ impl Error {
             Self::Store(Store::Name(_)) => ErrorKind::InvalidName,
             Self::Store(Store::Io { source, .. }) | Self::Io { source, .. } => of_io(source),
             Self::Store(_) | Self::Configuration { .. } => ErrorKind::Io,
-            Self::Busy { .. } => ErrorKind::Busy,
+            Self::Damaged { .. } => ErrorKind::StoreDamaged,
+            Self::TooManyJobs { .. } => ErrorKind::TooManyRequests,
+            Self::Busy { .. } | Self::Stopping => ErrorKind::Busy,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Sandbox { .. } => ErrorKind::SandboxFailed,
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{broadcast, watch};
 
-use crate::api::{Change, JobId, JobInfo, JobState};
+use crate::api::{Caller, Change, JobId, JobInfo, JobState};
 use crate::error::{Error, ErrorKind};
 
 /// How long a job stays after its end. Long enough for a person to come back from another window.
@@ -20,10 +20,15 @@ const LOG_MAX: usize = 2_000;
 const LINE_MAX: usize = 1_024;
 /// Jobs that run at a time, whoever asked for them.
 const RUNNING_MAX: usize = 32;
+/// Jobs of one caller that run at a time.
+const RUNNING_EACH: usize = 8;
+/// Whoever claims this is alone.
+pub const EVERYTHING: &str = "the store";
 
 struct Entry {
     info: JobInfo,
     log: std::collections::VecDeque<String>,
+    caller: Caller,
     cancel: watch::Sender<bool>,
     ended: Option<Instant>,
 }
@@ -33,6 +38,8 @@ struct Table {
     jobs: BTreeMap<JobId, Entry>,
     /// What running jobs have to themselves.
     held: HashSet<String>,
+    /// The daemon ends; nothing new begins.
+    stopping: bool,
 }
 
 pub(crate) struct Jobs {
@@ -61,7 +68,7 @@ pub(crate) fn now() -> u64 {
 impl Jobs {
     /// `first` is the number of the first job: unique across restarts, so that a path on the bus never names two.
     pub fn new(changes: broadcast::Sender<Change>, first: JobId) -> Arc<Self> {
-        let table = Table { next: first, jobs: BTreeMap::new(), held: HashSet::new() };
+        let table = Table { next: first, jobs: BTreeMap::new(), held: HashSet::new(), stopping: false };
         Arc::new(Self { table: Mutex::new(table), changes })
     }
 
@@ -88,14 +95,22 @@ impl Jobs {
         })
     }
 
-    pub fn cancel_all(&self) {
-        for entry in self.lock().jobs.values() {
+    /// Ask all jobs to end, and start no more.
+    pub fn stop(&self) {
+        let mut table = self.lock();
+        table.stopping = true;
+        for entry in table.jobs.values() {
             entry.cancel.send_replace(true);
         }
     }
 
     pub fn running(&self) -> usize {
         self.lock().jobs.values().filter(|entry| entry.ended.is_none()).count()
+    }
+
+    /// When the next ended job is to be forgotten.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.lock().jobs.values().filter_map(|entry| entry.ended).min().map(|ended| ended + JOB_KEPT)
     }
 
     fn with<T>(&self, id: JobId, read: impl FnOnce(&mut Entry) -> T) -> Result<T, Error> {
@@ -128,7 +143,7 @@ impl Jobs {
         let gone: Vec<JobId> = ended
             .iter()
             .enumerate()
-            .filter(|(index, (when, _))| *index < surplus || when.elapsed() > JOB_KEPT)
+            .filter(|(index, (when, _))| *index < surplus || when.elapsed() >= JOB_KEPT)
             .map(|(_, (_, id))| *id)
             .collect();
         for id in &gone {
@@ -143,6 +158,7 @@ impl Jobs {
     /// Start a job. Its work runs as a task of its own; `claim` is held until it ends.
     pub fn start<F, W>(
         self: &Arc<Self>,
+        caller: &Caller,
         kind: &str,
         subject: &str,
         claims: Vec<Claim>,
@@ -155,8 +171,18 @@ impl Jobs {
         self.forget_old();
         let (cancel, cancelled) = watch::channel(false);
         let mut table = self.lock();
-        if table.jobs.values().filter(|entry| entry.ended.is_none()).count() >= RUNNING_MAX {
-            return Err(Error::Busy { what: "the daemon", name: format!("{RUNNING_MAX} jobs run") });
+        if table.stopping {
+            return Err(Error::Stopping);
+        }
+        let running = || table.jobs.values().filter(|entry| entry.ended.is_none());
+        if running().filter(|entry| entry.caller == *caller).count() >= RUNNING_EACH {
+            return Err(Error::TooManyJobs { whose: "of yours", most: RUNNING_EACH });
+        }
+        if running().count() >= RUNNING_MAX {
+            return Err(Error::TooManyJobs { whose: "of all callers", most: RUNNING_MAX });
+        }
+        if let Some(key) = table.held.iter().find(|key| key.starts_with(EVERYTHING)) {
+            return Err(Error::Busy { what: EVERYTHING, name: key[EVERYTHING.len()..].trim().to_owned() });
         }
         let keys: Vec<String> = claims.iter().map(|claim| format!("{} {}", claim.what, claim.name)).collect();
         for (claim, key) in claims.iter().zip(&keys) {
@@ -182,7 +208,9 @@ impl Jobs {
             result: Vec::new(),
             error: None,
         };
-        table.jobs.insert(id, Entry { info, log: Default::default(), cancel, ended: None });
+        table
+            .jobs
+            .insert(id, Entry { info, log: Default::default(), caller: caller.clone(), cancel, ended: None });
         drop(table);
         self.tell(Change::JobAdded(id));
         let job =
@@ -228,7 +256,7 @@ impl Jobs {
                 }
             }
         }
-        self.tell(Change::JobChanged(id));
+        self.tell(Change::JobEnded(id));
         self.forget_old();
     }
 }

@@ -4,8 +4,7 @@
 //! One [`Engine`] holds the store's lock. State lives in three places: records in the store (the truth), sandboxes that
 //! run (found again by their sockets), and tables in memory, which are rebuilt from the two at each start.
 //!
-//! Recovery at start: everything in `staging/` goes, uppers and layers that no record names go, sandboxes that answer
-//! are adopted, the sockets of those that don't are removed.
+//! What a start finds is sorted out by [`recovery`].
 
 mod api;
 mod build;
@@ -19,6 +18,7 @@ mod jobs;
 mod mounts;
 mod packages;
 mod records;
+mod recovery;
 mod releases;
 mod sandboxes;
 mod sessions;
@@ -69,6 +69,7 @@ pub(crate) struct Inner {
 struct Tables {
     releases: BTreeMap<ReleaseName, ReleaseRecord>,
     environments: BTreeMap<Id, Environment>,
+    damage: recovery::Damage,
     gates: HashMap<Id, Arc<tokio::sync::Mutex<()>>>,
     idle_since: Option<Instant>,
 }
@@ -98,7 +99,12 @@ impl Inner {
         id: &Id,
         read: impl FnOnce(&mut Environment) -> T,
     ) -> Result<T, Error> {
-        self.tables().environments.get_mut(id).map(read).ok_or_else(|| no_environment(&id.to_string()))
+        let mut tables = self.tables();
+        let tables = &mut *tables;
+        tables.environments.get_mut(id).map(read).ok_or_else(|| match tables.damage.environments.get(id) {
+            Some(reason) => damaged("environment", &id.to_string(), reason),
+            None => no_environment(&id.to_string()),
+        })
     }
 
     pub(crate) fn state_of(&self, id: &Id) -> Result<State, Error> {
@@ -149,7 +155,10 @@ impl Inner {
     }
 
     pub(crate) fn forget_release(&self, name: &ReleaseName) {
-        self.tables().releases.remove(name);
+        let mut tables = self.tables();
+        tables.releases.remove(name);
+        tables.damage.releases.remove(name);
+        drop(tables);
         self.tell(Change::ReleaseRemoved(name.to_string()));
     }
 
@@ -161,8 +170,11 @@ impl Inner {
         of_releases.chain(of_environments).copied().collect()
     }
 
-    /// Remove those of `layers` that no record names any more.
+    /// Remove those of `layers` that no record names any more. While a record is damaged, nobody knows what it names.
     pub(crate) async fn drop_layers(&self, layers: &[Digest]) -> Result<(), Error> {
+        if !self.tables().damage.is_empty() {
+            return Ok(());
+        }
         let used = self.layers_in_use();
         let paths: Vec<String> =
             layers.iter().filter(|layer| !used.contains(layer)).map(casemate_store::layer).collect();
@@ -178,90 +190,19 @@ impl Inner {
         self.workers.tree(None, &self.store, &request).await?;
         Ok(())
     }
-
-    async fn recover(self: &Arc<Self>) -> Result<(), Error> {
-        let releases = self.store.releases::<ReleaseName, ReleaseRecord>();
-        for name in releases.list()?.names {
-            match releases.load(&name) {
-                Ok(record) if record.is_there() => {
-                    self.tables().releases.insert(name, record);
-                }
-                Ok(_) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let environments = self.store.environments::<Id, EnvironmentRecord>();
-        for id in environments.list()?.names {
-            let record = environments.load(&id)?;
-            self.tables()
-                .environments
-                .insert(id, Environment { record, sandbox: None, sessions: BTreeMap::new() });
-        }
-        self.readopt().await?;
-
-        let mut paths = self.store.leftovers()?.names;
-        let layers = self.layers_in_use();
-        let uppers: HashSet<Id> =
-            self.tables().environments.values().map(|environment| environment.record.upper).collect();
-        paths.extend(
-            self.store
-                .layers()?
-                .names
-                .iter()
-                .filter(|layer| !layers.contains(layer))
-                .map(casemate_store::layer),
-        );
-        paths.extend(
-            self.store
-                .uppers()?
-                .names
-                .iter()
-                .filter(|upper| !uppers.contains(upper))
-                .map(casemate_store::upper),
-        );
-        if !paths.is_empty() {
-            tracing::info!(count = paths.len(), "removing what an unfinished job left");
-            self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await?;
-        }
-        Ok(())
-    }
-
-    /// Adopt what runs; clear away what no longer does, and end throwaway sandboxes whose job is lost.
-    async fn readopt(self: &Arc<Self>) -> Result<(), Error> {
-        let runtime = &self.settings.runtime;
-        for entry in std::fs::read_dir(runtime).map_err(Error::io("list", runtime))? {
-            let directory = entry.map_err(Error::io("list", runtime))?.path();
-            let Some(name) = directory.file_name().and_then(|name| name.to_str()) else { continue };
-            if !directory.join("control").exists() {
-                continue;
-            }
-            let environment = name.parse::<Id>().ok().and_then(|id| {
-                self.with_environment(&id, |environment| (id, environment.record.name.clone())).ok()
-            });
-            let label = environment.as_ref().map_or(name, |(_, label)| label.as_str());
-            match (sandboxes::Sandbox::contact(&directory, name, label).await, environment.as_ref()) {
-                (Ok(sandbox), Some((id, _))) => {
-                    tracing::info!(environment = label, "re-adopted");
-                    self.adopt(id, Arc::new(sandbox))?;
-                }
-                (Ok(sandbox), None) => {
-                    sandbox.stop(Duration::ZERO).await;
-                    sandboxes::clear(&directory)?;
-                }
-                (Err(error), _) => {
-                    tracing::info!(environment = label, %error, "no longer runs");
-                    sandboxes::clear(&directory)?;
-                }
-            }
-        }
-        Ok(())
-    }
 }
+
+fn damaged(what: &'static str, name: &str, reason: &str) -> Error {
+    Error::Damaged { what, name: name.to_owned(), reason: reason.to_owned() }
+}
+
+/// Most characters of a caller's text that an error repeats.
+const REPEATED_MAX: usize = 200;
 
 fn no_environment(selector: &str) -> Error {
     Error::NotFound {
         what: "environment",
-        name: selector.to_owned(),
+        name: selector.chars().take(REPEATED_MAX).collect(),
         remedy: "`casemate list` shows those that there are",
     }
 }
@@ -322,14 +263,21 @@ impl Engine {
     }
 
     pub fn releases(&self) -> Vec<ReleaseInfo> {
-        self.inner.tables().releases.iter().map(|(name, record)| record.info(&name.to_string())).collect()
+        let tables = self.inner.tables();
+        let sound = tables.releases.iter().map(|(name, record)| record.info(&name.to_string()));
+        let damaged = tables.damage.releases.keys().map(|name| ReleaseInfo {
+            reference: name.to_string(),
+            verification: "damaged".to_owned(),
+            ..ReleaseInfo::default()
+        });
+        sound.chain(damaged).collect()
     }
 
     pub fn release(&self, reference: &str) -> Result<ReleaseInfo, Error> {
-        let name = releases::parse_reference(reference)?;
-        self.inner.tables().releases.get(&name).map(|record| record.info(&name.to_string())).ok_or_else(|| Error::NotFound {
+        let name = releases::parse_reference(reference)?.to_string();
+        self.releases().into_iter().find(|info| info.reference == name).ok_or(Error::NotFound {
             what: "release",
-            name: name.to_string(),
+            name,
             remedy: "`casemate release list` shows those that there are, `casemate release fetch` gets one",
         })
     }
@@ -352,7 +300,17 @@ impl Engine {
     }
 
     pub fn environments(&self) -> Vec<EnvironmentInfo> {
-        self.inner.tables().environments.iter().map(|(id, environment)| self.info(id, environment)).collect()
+        let tables = self.inner.tables();
+        let sound = tables.environments.iter().map(|(id, environment)| self.info(id, environment));
+        let damaged = tables.damage.environments.keys().map(|id| EnvironmentInfo {
+            id: id.to_string(),
+            // Its name is not known: it goes by its id.
+            name: id.to_string(),
+            state: State::Damaged,
+            id_mode: self.id_mode(),
+            ..EnvironmentInfo::default()
+        });
+        sound.chain(damaged).collect()
     }
 
     pub fn environment(&self, selector: &str) -> Result<EnvironmentInfo, Error> {
@@ -377,6 +335,11 @@ impl Engine {
     /// Drop jobs that ended long ago. The edge calls it now and then; jobs that start or end do as well.
     pub fn forget_old_jobs(&self) {
         self.inner.jobs.forget_old();
+    }
+
+    /// When [`Self::forget_old_jobs`] has something to do next.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.inner.jobs.next_expiry()
     }
 
     /// Ask a job to end. One that has ended already is left as it is.
@@ -408,15 +371,15 @@ impl Engine {
         self.inner.with_environment(&parse_id(id)?, |environment| environment.record.manifest.clone())
     }
 
-    pub fn fetch_release(&self, _caller: &Caller, reference: &str) -> Result<JobId, Error> {
+    pub fn fetch_release(&self, caller: &Caller, reference: &str) -> Result<JobId, Error> {
         let name: ReleaseName = reference.parse()?;
         self.inner.check_fetchable(&name)?;
         let inner = Arc::clone(&self.inner);
         let claims = vec![release_claim(&name)];
-        self.inner.jobs.start("fetch", &name.to_string(), claims, move |job| inner.fetch(job, name))
+        self.inner.jobs.start(caller, "fetch", &name.to_string(), claims, move |job| inner.fetch(job, name))
     }
 
-    pub fn import_release(&self, _caller: &Caller, name: &str, archive: OwnedFd) -> Result<JobId, Error> {
+    pub fn import_release(&self, caller: &Caller, name: &str, archive: OwnedFd) -> Result<JobId, Error> {
         let name = releases::parse_reference(name)?;
         if self.inner.tables().releases.contains_key(&name) {
             return Err(Error::AlreadyExists {
@@ -429,63 +392,83 @@ impl Engine {
         let claims = vec![release_claim(&name)];
         self.inner
             .jobs
-            .start("import", &name.to_string(), claims, move |job| inner.import(job, name, archive))
+            .start(caller, "import", &name.to_string(), claims, move |job| inner.import(job, name, archive))
     }
 
-    pub fn remove_release(&self, _caller: &Caller, reference: &str) -> Result<JobId, Error> {
+    pub fn remove_release(&self, caller: &Caller, reference: &str) -> Result<JobId, Error> {
         let name = releases::parse_reference(reference)?;
         self.release(reference)?;
         let inner = Arc::clone(&self.inner);
         let claims = vec![release_claim(&name)];
-        self.inner.jobs.start("remove", &name.to_string(), claims, move |job| inner.remove(job, name))
+        self.inner.jobs.start(caller, "remove", &name.to_string(), claims, move |job| inner.remove(job, name))
     }
 
-    pub fn build(&self, _caller: &Caller, request: BuildRequest) -> Result<JobId, Error> {
+    pub fn build(&self, caller: &Caller, request: BuildRequest) -> Result<JobId, Error> {
         let name: Name = request.name.parse()?;
         let judged = self.inner.judge(&request)?;
         let inner = Arc::clone(&self.inner);
         let claims = vec![Claim { what: "environment", name: name.to_string() }];
-        self.inner.jobs.start("build", &request.name, claims, move |job| inner.build(job, name, judged))
+        self.inner
+            .jobs
+            .start(caller, "build", &request.name, claims, move |job| inner.build(job, name, judged))
     }
 
-    pub fn start(&self, _caller: &Caller, id: &str) -> Result<JobId, Error> {
-        let (id, name) = self.named(id)?;
-        let inner = Arc::clone(&self.inner);
-        self.inner.jobs.start("start", &name, vec![environment_claim(&name)], move |job| inner.start(job, id))
-    }
-
-    pub fn stop(&self, _caller: &Caller, id: &str, timeout: Duration) -> Result<JobId, Error> {
+    pub fn start(&self, caller: &Caller, id: &str) -> Result<JobId, Error> {
         let (id, name) = self.named(id)?;
         let inner = Arc::clone(&self.inner);
         self.inner
             .jobs
-            .start("stop", &name, vec![environment_claim(&name)], move |job| inner.stop(job, id, timeout))
+            .start(caller, "start", &name, vec![environment_claim(&name)], move |job| inner.start(job, id))
     }
 
-    pub fn destroy(&self, _caller: &Caller, id: &str, force: bool) -> Result<JobId, Error> {
+    pub fn stop(&self, caller: &Caller, id: &str, timeout: Duration) -> Result<JobId, Error> {
+        let (id, name) = self.named(id)?;
+        let inner = Arc::clone(&self.inner);
+        self.inner.jobs.start(caller, "stop", &name, vec![environment_claim(&name)], move |job| {
+            inner.stop(job, id, timeout)
+        })
+    }
+
+    pub fn destroy(&self, caller: &Caller, id: &str, force: bool) -> Result<JobId, Error> {
+        if let Ok(damaged) = id.parse::<Id>()
+            && self.inner.tables().damage.environments.contains_key(&damaged)
+        {
+            let inner = Arc::clone(&self.inner);
+            return self.inner.jobs.start(
+                caller,
+                "destroy",
+                id,
+                vec![environment_claim(id)],
+                move |job: jobs::Job| async move {
+                    job.stage("removing the damaged record");
+                    inner.give_up_environment(&damaged).await?;
+                    Ok(vec![("environment".into(), damaged.to_string())])
+                },
+            );
+        }
         let (id, name) = self.named(id)?;
         let state = self.inner.state_of(&id)?;
         if !force {
             state::step(&name, state, state::Step::Destroy)?;
         }
         let inner = Arc::clone(&self.inner);
-        self.inner
-            .jobs
-            .start("destroy", &name, vec![environment_claim(&name)], move |job| inner.destroy(job, id, force))
+        self.inner.jobs.start(caller, "destroy", &name, vec![environment_claim(&name)], move |job| {
+            inner.destroy(job, id, force)
+        })
     }
 
     /// Everything: environments, releases, downloads.
-    pub fn purge(&self, _caller: &Caller) -> Result<JobId, Error> {
+    pub fn purge(&self, caller: &Caller) -> Result<JobId, Error> {
         if self.inner.jobs.running() > 0 {
             return Err(Error::Busy {
-                what: "the store",
+                what: jobs::EVERYTHING,
                 name: self.inner.settings.store.display().to_string(),
             });
         }
         let inner = Arc::clone(&self.inner);
         let subject = self.inner.settings.store.display().to_string();
-        let claims = vec![Claim { what: "the store", name: subject.clone() }];
-        self.inner.jobs.start("purge", &subject, claims, move |job| inner.purge(job))
+        let claims = vec![Claim { what: jobs::EVERYTHING, name: subject.clone() }];
+        self.inner.jobs.start(caller, "purge", &subject, claims, move |job| inner.purge(job))
     }
 
     pub async fn exec(&self, _caller: &Caller, id: &str, request: ExecRequest) -> Result<Started, Error> {
@@ -523,7 +506,7 @@ impl Engine {
     /// Cancel all jobs and wait for them. Environments go on.
     pub async fn shutdown(&self) {
         let mut changes = self.inner.changes.subscribe();
-        self.inner.jobs.cancel_all();
+        self.inner.jobs.stop();
         while self.inner.jobs.running() > 0 {
             if let Err(broadcast::error::RecvError::Closed) = changes.recv().await {
                 return;
@@ -543,12 +526,19 @@ impl Inner {
         job.stage("stopping environments");
         let ids: Vec<Id> = self.tables().environments.keys().copied().collect();
         for id in ids {
+            let gate = self.gate(&id);
+            let _one_at_a_time = gate.lock().await;
             let sandbox = self.with_environment(&id, |environment| environment.sandbox.clone())?;
             if let Some(sandbox) = sandbox {
                 sandbox.stop(Duration::ZERO).await;
+                self.ended(&id, &sandbox).await?;
             }
             self.store.environments::<Id, EnvironmentRecord>().remove(&id)?;
             self.forget_environment(&id);
+        }
+        let damaged: Vec<Id> = self.tables().damage.environments.keys().copied().collect();
+        for id in damaged {
+            self.give_up_environment(&id).await?;
         }
         let records = self.store.releases::<ReleaseName, ReleaseRecord>();
         for name in records.list()?.names {

@@ -71,7 +71,17 @@ impl Inner {
 
     pub(crate) fn release_record(&self, reference: &ReleaseName) -> Result<Option<ReleaseRecord>, Error> {
         let records = self.store.releases::<ReleaseName, ReleaseRecord>();
-        if records.exists(reference)? { Ok(Some(records.load(reference)?)) } else { Ok(None) }
+        if !records.exists(reference)? {
+            return Ok(None);
+        }
+        use casemate_store::Error as Store;
+        match records.load(reference) {
+            Ok(record) => Ok(Some(record)),
+            Err(error @ (Store::Damaged { .. } | Store::Malformed { .. })) => {
+                Err(crate::damaged("release", &reference.to_string(), &error.to_string()))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What may be fetched: source and suite are known.
@@ -345,7 +355,15 @@ impl Inner {
     ) -> Result<Vec<(String, String)>, Error> {
         job.stage("removing");
         let records = self.store.releases::<ReleaseName, ReleaseRecord>();
-        let mut record = records.load(&reference)?;
+        let mut record = match records.load(&reference) {
+            // Neither its layers nor the date of its index are known any more.
+            Err(casemate_store::Error::Damaged { .. } | casemate_store::Error::Malformed { .. }) => {
+                records.remove(&reference)?;
+                self.forget_release(&reference);
+                return Ok(vec![("release".into(), reference.to_string())]);
+            }
+            other => other?,
+        };
         let layers = std::mem::take(&mut record.layers);
         record.packages.clear();
         if record.index_date == 0 {

@@ -39,6 +39,14 @@ pub struct Sandbox {
 }
 
 const STATE_FILE: &str = "state.toml";
+/// Holds the path of the store that a sandbox belongs to: another store's daemon leaves it alone.
+const STORE_FILE: &str = "store";
+
+/// Whether a sandbox's directory is that of another store's.
+pub fn is_anothers(directory: &Path, store: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    std::fs::read(directory.join(STORE_FILE)).is_ok_and(|named| named != store.as_os_str().as_bytes())
+}
 
 fn sandbox_error(name: &str) -> impl Fn(ControlError) -> Error + '_ {
     move |error| Error::Sandbox { name: name.to_owned(), message: error.to_string() }
@@ -63,7 +71,7 @@ impl Sandbox {
     pub async fn contact(directory: &Path, id: &str, name: &str) -> Result<Self, Error> {
         let failed = sandbox_error(name);
         let path = directory.join("control");
-        let control = Control::connect(&path).map_err(&failed)?;
+        let mut control = Control::connect(&path).map_err(&failed)?;
         let peer = control.peer().map_err(&failed)?;
         let wrong = |message: String| Error::Sandbox { name: name.to_owned(), message };
         let pidfd = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty())
@@ -89,11 +97,14 @@ impl Sandbox {
             // The daemon that started it died before it wrote this down.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let text = toml::to_string(&is).map_err(|error| wrong(error.to_string()))?;
-                std::fs::write(&recorded, text).map_err(Error::io("write", &recorded))?;
+                // Whole or not at all: half a file would make the next daemon take a running init for a stranger.
+                let beside = directory.join("state.new");
+                std::fs::write(&beside, text).map_err(Error::io("write", &beside))?;
+                std::fs::rename(&beside, &recorded).map_err(Error::io("write", &recorded))?;
             }
             Err(error) => return Err(Error::io("read", recorded)(error)),
         }
-        let watch = Control::connect(&path).map_err(&failed)?;
+        let mut watch = Control::connect(&path).map_err(&failed)?;
         watch.ask(&Request::Watch, &[]).await.map_err(&failed)?;
         Ok(Self {
             control: tokio::sync::Mutex::new(control),
@@ -135,6 +146,9 @@ pub async fn gone(pidfd: &OwnedFd) {
 pub async fn start(workers: &Workers, plan: &Plan, directory: &Path, name: &str) -> Result<Sandbox, Error> {
     clear(directory)?;
     std::fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
+    let store = directory.join(STORE_FILE);
+    std::fs::write(&store, workers.store().as_os_str().as_encoded_bytes())
+        .map_err(Error::io("write", &store))?;
     let socket = control::bind(&directory.join("control")).map_err(sandbox_error(name))?;
     let log_path = directory.join("init.log");
     let log =

@@ -118,7 +118,7 @@ impl Inner {
             name: session.to_string(),
             remedy: "it has ended",
         })?;
-        let control = sandbox.control.lock().await;
+        let mut control = sandbox.control.lock().await;
         control
             .ask(&Request::Signal { session, signal }, &[])
             .await

@@ -55,6 +55,7 @@ pub fn step(name: &str, from: State, step: Step) -> Result<State, Error> {
                 State::Frozen => "thaw it first",
                 State::Archived => "unarchive it first",
                 State::Built => "see `casemate show`",
+                State::Damaged => "see `casemate doctor`",
             };
             Error::Transition { name: name.to_owned(), from, action: step.verb(), remedy }
         },
@@ -70,6 +71,7 @@ impl fmt::Display for State {
             Self::Paused => "paused",
             Self::Frozen => "frozen",
             Self::Archived => "archived",
+            Self::Damaged => "damaged",
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The workers as the engine uses them: which descriptors each gets, how long it may take, and what its failures mean.
 
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use casemate_sandbox::plan::Plan;
@@ -30,6 +31,7 @@ const PARSE: Limits = Limits { time: Duration::from_secs(120), silence: Duration
 pub struct Workers {
     spawner: Spawner,
     init: OwnedFd,
+    store: PathBuf,
     never: watch::Sender<bool>,
 }
 
@@ -79,7 +81,12 @@ impl Workers {
         }
         let init = sandboxes::sealed(&settings.libexec.join("casemate-init"))?;
         let spawner = Spawner { libexec: settings.libexec.clone(), ids, environment };
-        Ok(Self { spawner, init, never: watch::channel(false).0 })
+        Ok(Self { spawner, init, store: settings.store.clone(), never: watch::channel(false).0 })
+    }
+
+    /// Whose sandboxes are started here.
+    pub fn store(&self) -> &Path {
+        &self.store
     }
 
     pub fn ids(&self) -> &IdMode {

@@ -32,6 +32,9 @@ const ROOT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SYS_CHROOT);
 
+/// Open files that a session may have at first.
+const DESCRIPTORS: u64 = 1_024;
+
 /// What all sessions of an environment share.
 pub struct Sessions {
     pub plan: Plan,
@@ -163,6 +166,10 @@ impl Sessions {
         }
         step("unblock signals", sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None))?;
         self.streams(streams, request.root)?;
+        // The daemon's own is high; select() knows 1,024 descriptors, and what needs more raises its limit.
+        let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        limit.current = Some(limit.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS)));
+        step("limit descriptors", rustix::process::setrlimit(rustix::process::Resource::Nofile, limit))?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         match sys::own_keyring() {
             // A kernel without keyrings has none to leak.
