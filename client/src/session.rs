@@ -90,6 +90,50 @@ fn relay(
     })
 }
 
+/// Output to a file or terminal, on its way.
+struct Relayed {
+    thread: std::thread::JoinHandle<()>,
+    /// Closed when the command has ended: then the relay ends with what is in the pipe. Waiting for its last writer would
+    /// be waiting for what the command left in the background.
+    ended: OwnedFd,
+}
+
+impl Relayed {
+    fn start(reader: OwnedFd, to: OwnedFd) -> Result<Self, Failure> {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let (end, ended) = pipe()?;
+        let thread = std::thread::spawn(move || {
+            let (mut from, mut to) = (std::fs::File::from(reader), std::fs::File::from(to));
+            let mut block = vec![0; 64 << 10];
+            loop {
+                let mut ready = [PollFd::new(&from, PollFlags::IN), PollFd::new(&end, PollFlags::IN)];
+                match poll(&mut ready, None) {
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(_) => break,
+                }
+                if !ready[1].revents().is_empty() {
+                    // All that the command itself wrote is in the pipe by now.
+                    let left = rustix::io::ioctl_fionread(&from).unwrap_or_default();
+                    let _ = std::io::copy(&mut from.take(left), &mut to);
+                    break;
+                }
+                match from.read(&mut block) {
+                    Ok(count) if count > 0 && to.write_all(&block[..count]).is_ok() => {}
+                    _ => break,
+                }
+            }
+        });
+        Ok(Self { thread, ended })
+    }
+
+    /// What was printed last is printed before we end.
+    fn finish(self) {
+        drop(self.ended);
+        let _ = self.thread.join();
+    }
+}
+
 fn copy(descriptor: impl AsFd) -> Result<OwnedFd, Failure> {
     descriptor.as_fd().try_clone_to_owned().map_err(io("copy a standard stream"))
 }
@@ -104,12 +148,12 @@ fn input() -> Result<OwnedFd, Failure> {
     Ok(reader)
 }
 
-fn output(descriptor: impl AsFd, relays: &mut Vec<std::thread::JoinHandle<()>>) -> Result<OwnedFd, Failure> {
+fn output(descriptor: impl AsFd, relays: &mut Vec<Relayed>) -> Result<OwnedFd, Failure> {
     if direct(&descriptor)? {
         return copy(&descriptor);
     }
     let (reader, writer) = pipe()?;
-    relays.push(relay(std::fs::File::from(reader), std::fs::File::from(copy(&descriptor)?)));
+    relays.push(Relayed::start(reader, copy(&descriptor)?)?);
     Ok(writer)
 }
 
@@ -186,10 +230,7 @@ pub async fn exec(environment: &EnvironmentProxy<'_>, request: Request) -> Resul
     // Ours would hold the pipes open when the session's are closed.
     drop((input, out, err, writer));
     let code = status(reader, &pidfd.into()).await?;
-    for relay in relays {
-        // What was printed last is printed before we end.
-        let _ = relay.join();
-    }
+    relays.into_iter().for_each(Relayed::finish);
     Ok(code)
 }
 
