@@ -346,7 +346,7 @@ fn log_control() {
     let get = |name| {
         text(&gdbus(&world, &[], log, "org.freedesktop.DBus.Properties.Get", &[interface, name]).stdout)
     };
-    let set = |name, value| {
+    let set = |name: &str, value: &str| {
         gdbus(&world, &[], log, "org.freedesktop.DBus.Properties.Set", &[interface, name, value])
     };
     assert_eq!(get("LogTarget"), "(<'console'>,)\n");
