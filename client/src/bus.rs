@@ -1,16 +1,22 @@
 //! The way to the daemon.
 
 use casemate_interfaces::{EnvironmentProxy, Error, ManagerProxy, NAME, ROOT};
-use zbus::{Connection, ObjectPath};
+use zbus::{Connection, ObjectPath, fdo};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error("cannot reach the session bus: {0}; log in to a session, or run under `dbus-run-session`")]
     NoBus(zbus::Error),
     #[error(
-        "casemated does not run and the bus cannot start it ({0}); start it with `systemctl --user start casemated`, or by hand"
+        "casemated does not run and the bus has no file to start it by ({0}); start it with `systemctl --user start casemated`, or by hand: {by_hand}",
+        by_hand = daemon()
     )]
     NoDaemon(String),
+    #[error(
+        "the bus started casemated, which did not come up ({0}); `journalctl --user -e` tells why, or start it by hand: {by_hand}",
+        by_hand = daemon()
+    )]
+    NotUp(String),
     #[error("{0}")]
     Daemon(String),
     /// A job that ended otherwise than well.
@@ -20,18 +26,32 @@ pub enum Failure {
     Local(String),
 }
 
+/// Where `make install` has put it, seen from this program.
+fn daemon() -> String {
+    let own = std::env::current_exe().ok();
+    let beside = own
+        .as_deref()
+        .and_then(|path| path.parent()?.parent())
+        .map(|prefix| prefix.join("libexec/casemate/casemated"));
+    beside.filter(|path| path.is_file()).map_or_else(|| "casemated".into(), |path| path.display().to_string())
+}
+
 impl From<zbus::Error> for Failure {
     fn from(error: zbus::Error) -> Self {
         match error {
             zbus::Error::MethodError(name, text, _) => {
-                let name = name.as_str();
-                let text = text.unwrap_or_else(|| name.to_owned());
-                match name {
-                    "org.freedesktop.DBus.Error.ServiceUnknown" => Self::NoDaemon(text),
-                    _ if name.starts_with("org.freedesktop.DBus.Error.Spawn") => Self::NoDaemon(text),
-                    _ => Self::Daemon(text),
-                }
+                Self::Daemon(text.unwrap_or_else(|| name.as_str().to_owned()))
             }
+            zbus::Error::FDO(error) => match *error {
+                fdo::Error::ServiceUnknown(text) => Self::NoDaemon(text),
+                fdo::Error::SpawnExecFailed(text)
+                | fdo::Error::SpawnForkFailed(text)
+                | fdo::Error::SpawnChildExited(text)
+                | fdo::Error::SpawnChildSignaled(text)
+                | fdo::Error::SpawnFailed(text)
+                | fdo::Error::TimedOut(text) => Self::NotUp(text),
+                other => Self::Daemon(format!("the daemon did not answer: {other}; see its log")),
+            },
             other => Self::Daemon(format!("the daemon did not answer: {other}; see its log")),
         }
     }
@@ -46,8 +66,8 @@ impl From<Error> for Failure {
     }
 }
 
-impl From<zbus::fdo::Error> for Failure {
-    fn from(error: zbus::fdo::Error) -> Self {
+impl From<fdo::Error> for Failure {
+    fn from(error: fdo::Error) -> Self {
         Self::from(zbus::Error::from(error))
     }
 }

@@ -52,7 +52,7 @@ struct Options {
     /// Directory of the workers [default: the daemon's own]
     #[arg(long, env = "CASEMATE_LIBEXEC")]
     libexec: Option<PathBuf>,
-    /// Directory of shipped sources, keys and policy [default: ../../share/casemate beside the daemon's]
+    /// Directory of shipped sources, keys and policy [default: ../../lib/casemate beside the daemon's]
     #[arg(long, env = "CASEMATE_DATA")]
     data: Option<PathBuf>,
     /// Exit after so many seconds with nothing to do; 0: never
@@ -83,7 +83,7 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         .ok()
         .and_then(|path| path.parent().map(PathBuf::from))
         .ok_or(DaemonError::NoLibexec)?;
-    let data = options.data.clone().unwrap_or_else(|| own.join("../../share/casemate"));
+    let data = options.data.clone().unwrap_or_else(|| own.join("../../lib/casemate"));
     let configuration = variable("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("casemate");
     Ok(Settings {
         store: options.store.clone().unwrap_or_else(|| {
