@@ -57,3 +57,16 @@ fn refusals(world: &World) {
     build("[hardware]\ngpu = true\n", "hardware.gpu");
     build("[system]\npackages = [\"no-such-package-anywhere\"]\n", "installing packages failed");
 }
+
+#[test]
+fn a_purge_leaves_nothing() {
+    let world = World::with_environment("");
+    world.run(&["start", "demo"]);
+    assert!(world.refused(&["purge"]).contains("--yes"));
+    world.run(&["purge", "--yes"]);
+    for directory in ["objects", "layers", "releases", "environments", "uppers", "staging"] {
+        assert_eq!(world.in_store(directory), Vec::<String>::new(), "{directory}");
+    }
+    assert_eq!(world.run(&["list"]).lines().count(), 1);
+    assert_eq!(world.run(&["release", "list"]).lines().count(), 1);
+}

@@ -548,7 +548,8 @@ impl Inner {
         job.stage("removing");
         let mut paths: Vec<String> = self.store.layers()?.names.iter().map(casemate_store::layer).collect();
         paths.extend(self.store.uppers()?.names.iter().map(casemate_store::upper));
-        paths.push("objects".into());
+        // By their first byte, as they are laid out: `objects` itself is the store's.
+        paths.extend((0..=u8::MAX).map(|first| format!("objects/{first:02x}")));
         self.workers.tree(Some(&job), &self.store, &TreeRequest::Remove { paths }).await?;
         self.downloads.remove_all()?;
         Ok(vec![])
