@@ -4,6 +4,7 @@ mod cases {
     pub mod bus;
     pub mod crash;
     pub mod environments;
+    pub mod install;
     pub mod peers;
     pub mod releases;
     pub mod sessions;

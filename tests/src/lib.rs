@@ -24,7 +24,7 @@ pub struct World {
     variables: Vec<(String, String)>,
 }
 
-fn binaries() -> PathBuf {
+pub fn binaries() -> PathBuf {
     let set = std::env::var_os("CASEMATE_LIBEXEC").map(PathBuf::from);
     set.unwrap_or_else(|| {
         // target/TRIPLE/release/deps/runner-…
