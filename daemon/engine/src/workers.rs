@@ -49,19 +49,12 @@ impl From<WorkerError> for Error {
                     FailureKind::Full => WorkKind::Full,
                     FailureKind::Io | FailureKind::Request => WorkKind::Failed,
                 };
-                (worker, kind, printable(&failure.subject), printable(&failure.message))
+                (worker, kind, failure.subject, failure.message)
             }
             other => ("worker".to_owned(), WorkKind::Failed, "step".to_owned(), other.to_string()),
         };
         Self::Worker { worker, kind, subject, message }
     }
-}
-
-/// A worker's words are a stranger's: no control character of theirs reaches a terminal.
-fn printable(text: &str) -> String {
-    let escape =
-        |c: char| if c.is_control() { c.escape_default().collect::<String>() } else { c.to_string() };
-    text.chars().map(escape).collect()
 }
 
 impl Workers {

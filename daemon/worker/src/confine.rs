@@ -72,8 +72,8 @@ pub mod exit {
     pub const REQUEST: u8 = 71;
     /// The worker panicked: a bug.
     pub const PANIC: u8 = 72;
-    /// The child that does the work was killed by a signal.
-    pub const KILLED: u8 = 73;
+    /// Plus its number: the signal that killed the child that does the work.
+    pub const SIGNAL: u8 = 128;
 }
 
 /// Close everything from `first` on.
@@ -87,6 +87,17 @@ pub fn close_from(first: i32) -> Result<(), ConfineError> {
 
 fn die_with_parent() -> Result<(), ConfineError> {
     step("ask to die with the parent", nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL))
+}
+
+/// A parent that died before we asked to die with it would never be missed. It is out of sight in its own pid namespace:
+/// `getppid` is 0 either way.
+fn parent_lives(parent: OwnedFd) -> Result<(), ConfineError> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut ended = [PollFd::new(&parent, PollFlags::IN)];
+    match step("look at the parent", poll(&mut ended, Some(&Timespec::default())))? {
+        0 => Ok(()),
+        _ => Err(ConfineError::Arguments),
+    }
 }
 
 fn borrow(descriptor: i32) -> BorrowedFd<'static> {
@@ -128,6 +139,8 @@ pub fn confine(
         to_parent = Some(step("make a pipe", nix::unistd::pipe())?);
         to_child = Some(step("make a pipe", nix::unistd::pipe())?);
     }
+    let me = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+    let me = step("hold the parent", me)?;
     // SAFETY: this process has a single thread: `run` is called first thing in main, and nothing before it starts one.
     match step("fork", unsafe { fork() })? {
         ForkResult::Parent { child } => {
@@ -166,6 +179,7 @@ pub fn confine(
                 become_root(true)?;
                 die_with_parent()?;
             }
+            parent_lives(me)?;
             limits(profile)?;
             drop_capabilities(profile.capabilities)?;
             step("forbid new privileges", nix::sys::prctl::set_no_new_privs())?;
@@ -187,10 +201,11 @@ fn wait_and_exit(child: nix::unistd::Pid) -> ! {
         .and_then(|()| drop_capabilities(CapabilitySet::empty()))
         .and_then(|()| step("forbid new privileges", nix::sys::prctl::set_no_new_privs()))
         .and_then(|()| seccomp::apply(&[Allowed(libc::SYS_wait4, &[])]).map_err(ConfineError::from));
-    let code = match (locked, waitpid(child, None)) {
-        (Err(_), _) | (_, Err(_)) => exit::UNCONFINED.into(),
-        (Ok(()), Ok(WaitStatus::Exited(_, code))) => code,
-        (Ok(()), Ok(_)) => exit::KILLED.into(),
+    // Where that fails, our end is the child's as well.
+    let code = match locked.map(|()| waitpid(child, None)) {
+        Ok(Ok(WaitStatus::Exited(_, code))) => code,
+        Ok(Ok(WaitStatus::Signaled(_, signal, _))) => i32::from(exit::SIGNAL) + signal as i32,
+        _ => exit::UNCONFINED.into(),
     };
     std::process::exit(code)
 }

@@ -11,9 +11,25 @@ const fn allow(number: libc::c_long) -> Allowed {
     Allowed(number, &[])
 }
 
-/// A socket of one address family. Types beyond stream and datagram need capabilities that a worker lacks.
-const INET: &[Condition] = &[Condition { argument: 0, mask: u32::MAX, value: libc::AF_INET as u32 }];
-const INET6: &[Condition] = &[Condition { argument: 0, mask: u32::MAX, value: libc::AF_INET6 as u32 }];
+const fn is(argument: u8, value: libc::c_int) -> Condition {
+    Condition { argument, mask: u32::MAX, value: value as u32 }
+}
+
+/// TCP or UDP over one address family. Anybody could have MPTCP, SCTP, SMC or DCCP, and the bugs of those.
+const fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) -> [Condition; 3] {
+    // Without SOCK_NONBLOCK and SOCK_CLOEXEC.
+    [is(0, family), Condition { argument: 1, mask: 0xf, value: kind as u32 }, is(2, protocol)]
+}
+const TCP: &[Condition] = &socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP);
+const TCP_DEFAULT: &[Condition] = &socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+const TCP6: &[Condition] = &socket(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP);
+const TCP6_DEFAULT: &[Condition] = &socket(libc::AF_INET6, libc::SOCK_STREAM, 0);
+const UDP: &[Condition] = &socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDP);
+const UDP_DEFAULT: &[Condition] = &socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+const UDP6: &[Condition] = &socket(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP);
+const UDP6_DEFAULT: &[Condition] = &socket(libc::AF_INET6, libc::SOCK_DGRAM, 0);
+const NONBLOCKING: &[Condition] = &[is(1, libc::FIONBIO as libc::c_int)];
+const UNIX: &[Condition] = &[is(0, libc::AF_UNIX)];
 
 /// Speaks to the network and to nothing else.
 pub const FETCH: Profile = Profile {
@@ -24,10 +40,17 @@ pub const FETCH: Profile = Profile {
     descriptors: 1,
     capabilities: CapabilitySet::empty(),
     memory: 1 << 30,
-    file_size: u64::MAX,
+    // As much as an image may unpack to.
+    file_size: 64 << 30,
     syscalls: &[
-        Allowed(libc::SYS_socket, INET),
-        Allowed(libc::SYS_socket, INET6),
+        Allowed(libc::SYS_socket, TCP),
+        Allowed(libc::SYS_socket, TCP_DEFAULT),
+        Allowed(libc::SYS_socket, TCP6),
+        Allowed(libc::SYS_socket, TCP6_DEFAULT),
+        Allowed(libc::SYS_socket, UDP),
+        Allowed(libc::SYS_socket, UDP_DEFAULT),
+        Allowed(libc::SYS_socket, UDP6),
+        Allowed(libc::SYS_socket, UDP6_DEFAULT),
         allow(libc::SYS_connect),
         // UDP sockets of the resolver bind to a port of their own choice.
         allow(libc::SYS_bind),
@@ -48,9 +71,8 @@ pub const FETCH: Profile = Profile {
         allow(libc::SYS_epoll_wait),
         allow(libc::SYS_eventfd2),
         // tokio's signal driver makes a pair of connected AF_UNIX sockets: they reach nobody.
-        allow(libc::SYS_socketpair),
-        // FIONBIO.
-        allow(libc::SYS_ioctl),
+        Allowed(libc::SYS_socketpair, UNIX),
+        Allowed(libc::SYS_ioctl, NONBLOCKING),
     ],
 };
 
@@ -84,8 +106,7 @@ const TREE_CALLS: &[Allowed] = &[
     allow(libc::SYS_faccessat2),
     allow(libc::SYS_fchmod),
     allow(libc::SYS_fchmodat),
-    // fchmodat2
-    allow(452),
+    allow(libc::SYS_fchmodat2),
     allow(libc::SYS_fchown),
     allow(libc::SYS_fchownat),
     allow(libc::SYS_utimensat),
@@ -104,8 +125,6 @@ const TREE_CALLS: &[Allowed] = &[
     allow(libc::SYS_syncfs),
     allow(libc::SYS_fsync),
     allow(libc::SYS_fdatasync),
-    // FICLONE and FS_IOC_*; the descriptors are files and directories of the store.
-    allow(libc::SYS_ioctl),
 ];
 
 const FILE_CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN

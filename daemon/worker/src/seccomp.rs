@@ -77,9 +77,17 @@ const ABSENT: &[libc::c_long] = &[
     libc::SYS_readlink,
 ];
 
-/// Threads, but no processes: fork and vfork lack CLONE_THREAD.
+/// Threads, but no processes: fork and vfork lack CLONE_THREAD. No namespaces either, whatever a thread may ask for.
 const THREAD: &[Condition] =
-    &[Condition { argument: 0, mask: libc::CLONE_THREAD as u32, value: libc::CLONE_THREAD as u32 }];
+    &[Condition { argument: 0, mask: CLONE_THREAD | CLONE_NEW, value: CLONE_THREAD }];
+const CLONE_THREAD: u32 = libc::CLONE_THREAD as u32;
+const CLONE_NEW: u32 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET) as u32;
 
 /// A condition on one argument: its low 32 bits, masked, must equal the value.
 #[derive(Debug, Clone, Copy)]

@@ -6,12 +6,16 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::error::Elapsed;
 
+use crate::confine::exit;
 use crate::ids::{self, Extent, IdMode};
 use crate::namespaces::Ids;
 use crate::profiles;
@@ -20,8 +24,12 @@ use crate::protocol::{EVENT_LINE_MAX, Envelope, Event, FD_EVENTS, FD_FIRST, Fail
 /// Most bytes of events and of logs that one worker may write.
 const OUTPUT_MAX: usize = 64 << 20;
 const LOG_MAX: usize = 64 << 10;
+/// Most characters of a worker's own words that are shown.
+const WORDS_MAX: usize = 4_096;
 /// A worker is confined and asks for its request within this time, or not at all.
 const START: Duration = Duration::from_secs(30);
+/// A worker that is done, or killed, is gone within this time, unless the kernel still holds it.
+const END: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Worker {
@@ -69,7 +77,7 @@ pub enum WorkerError {
     Garbage { worker: String, line: String },
     #[error("{worker} wrote more than it may and was killed")]
     TooMuchOutput { worker: String },
-    #[error("{worker} died ({status}) before it was done: {log}")]
+    #[error("{worker} {} before it was done: {log}", ended(*.status))]
     Died { worker: String, status: ExitStatus, log: String },
     #[error("cannot start {program}: {source}")]
     Spawn { program: PathBuf, source: std::io::Error },
@@ -79,6 +87,20 @@ pub enum WorkerError {
     Pipe { worker: String, source: std::io::Error },
     #[error("cancelled")]
     Cancelled,
+}
+
+/// In words, since the number is of our own making.
+fn ended(status: ExitStatus) -> String {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    let signal = code.and_then(|code| code.checked_sub(exit::SIGNAL)).map(i32::from);
+    match (code, signal.map(Signal::try_from)) {
+        (Some(exit::UNCONFINED), _) => "could not confine itself and gave up".to_owned(),
+        (Some(exit::REQUEST), _) => "did not understand its request and gave up".to_owned(),
+        (Some(exit::PANIC), _) => "panicked".to_owned(),
+        (_, Some(Ok(Signal::SIGSYS))) => "was killed for a system call that it may not make".to_owned(),
+        (_, Some(Ok(signal))) => format!("was killed by {signal}"),
+        _ => format!("died ({status})"),
+    }
 }
 
 /// Starts workers.
@@ -92,19 +114,31 @@ pub struct Spawner {
 struct Lines {
     pipe: tokio::net::unix::pipe::Receiver,
     pending: Vec<u8>,
+    /// Where in `pending` the next line begins.
+    start: usize,
+    /// Bytes of `pending` known to hold no newline: whoever sends a line byte by byte makes nobody search it anew.
+    searched: usize,
     total: usize,
 }
 
 impl Lines {
+    fn new(pipe: tokio::net::unix::pipe::Receiver) -> Self {
+        Self { pipe, pending: Vec::new(), start: 0, searched: 0, total: 0 }
+    }
+
     /// The next whole line; `None` at the end.
     async fn next(&mut self, worker: &str) -> Result<Option<Vec<u8>>, WorkerError> {
         loop {
-            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
-                let rest = self.pending.split_off(end + 1);
-                let mut line = std::mem::replace(&mut self.pending, rest);
-                line.pop();
+            if let Some(end) = self.pending[self.searched..].iter().position(|byte| *byte == b'\n') {
+                let end = self.searched + end;
+                let line = self.pending[self.start..end].to_vec();
+                self.start = end + 1;
+                self.searched = self.start;
                 return Ok(Some(line));
             }
+            self.pending.drain(..self.start);
+            self.start = 0;
+            self.searched = self.pending.len();
             if self.pending.len() > EVENT_LINE_MAX || self.total > OUTPUT_MAX {
                 return Err(WorkerError::TooMuchOutput { worker: worker.to_owned() });
             }
@@ -127,7 +161,43 @@ impl Lines {
 
     async fn event<T: DeserializeOwned>(&mut self, worker: &str) -> Result<Option<Event<T>>, WorkerError> {
         let Some(line) = self.next(worker).await? else { return Ok(None) };
-        serde_json::from_slice(&line).map(Some).map_err(|_| garbage(worker, &line))
+        parse(worker, &line).map(Some)
+    }
+
+    /// Until nobody holds the other end.
+    async fn drain(&mut self) {
+        let mut block = [0; 4 << 10];
+        while self.pipe.read(&mut block).await.is_ok_and(|count| count > 0) {}
+    }
+}
+
+fn parse<T: DeserializeOwned>(worker: &str, line: &[u8]) -> Result<Event<T>, WorkerError> {
+    let event = serde_json::from_slice(line).map_err(|_| garbage(worker, line))?;
+    Ok(match event {
+        Event::Failed { failure } => Event::Failed { failure: failure.printable() },
+        event => event,
+    })
+}
+
+impl Failure {
+    /// A worker's words are a stranger's: nothing of theirs moves a cursor, turns the writing round or fills a screen.
+    fn printable(self) -> Self {
+        let printable = |text: String| {
+            let escape = |c: char| match c {
+                '\'' | '"' | '\\' => c.to_string(),
+                _ => c.escape_debug().to_string(),
+            };
+            let mut shown = String::new();
+            for (at, piece) in text.chars().map(escape).enumerate() {
+                if at == WORDS_MAX {
+                    shown.push('…');
+                    break;
+                }
+                shown.push_str(&piece);
+            }
+            shown
+        };
+        Self { kind: self.kind, subject: printable(self.subject), message: printable(self.message) }
     }
 }
 
@@ -144,32 +214,51 @@ struct Started {
 }
 
 impl Started {
-    /// Kill it and say how it ended, with the end of its log.
-    async fn died(mut self, log: Option<tokio::task::JoinHandle<String>>) -> WorkerError {
+    /// End both of its processes. The one that we started is our child; the other one, which does the work, dies of its
+    /// death, and with it the last end of the events' pipe: only then nobody writes any more where it could.
+    async fn kill(&mut self) {
+        let _ = self.child.start_kill();
+        let _ = self.child.wait().await;
+        if tokio::time::timeout(END, self.lines.drain()).await.is_err() {
+            tracing::warn!(worker = self.name, "killed, but the kernel still holds it");
+        }
+    }
+
+    /// Say how it ended, with the end of its log.
+    async fn died(mut self, log: Option<JoinHandle<String>>) -> WorkerError {
         // Its pipe is closed, so it has ended or is about to: then the status is its own.
         if tokio::time::timeout(Duration::from_secs(2), self.child.wait()).await.is_err() {
             let _ = self.child.start_kill();
         }
+        let status = self.child.wait().await;
         let log = match log {
-            Some(log) => log.await.unwrap_or_default(),
-            None => String::new(),
+            Some(log) => tokio::time::timeout(END, log).await.map(Result::unwrap_or_default),
+            None => Ok(String::new()),
         };
-        match self.child.wait().await {
-            Ok(status) => WorkerError::Died { worker: self.name, status, log },
+        match status {
+            Ok(status) => WorkerError::Died { worker: self.name, status, log: log.unwrap_or_default() },
             Err(source) => WorkerError::Pipe { worker: self.name, source },
         }
     }
 }
 
-async fn read_log(worker: &'static str, mut pipe: tokio::process::ChildStderr) -> String {
+/// Gives the end of what it wrote. A worker that writes too much is told of through `flood`.
+async fn read_log(
+    worker: &'static str,
+    mut pipe: tokio::process::ChildStderr,
+    flood: oneshot::Sender<()>,
+) -> String {
     let mut kept = Vec::new();
     let mut block = [0; 4 << 10];
-    let mut total = 0usize;
     while let Ok(count) = pipe.read(&mut block).await {
-        if count == 0 || total > LOG_MAX {
+        if count == 0 {
             break;
         }
-        total += count;
+        if kept.len() + count > LOG_MAX {
+            // Nobody listens where the worker is at its end already.
+            let _ = flood.send(());
+            break;
+        }
         tracing::debug!(worker, "{}", block[..count].escape_ascii());
         kept.extend_from_slice(&block[..count]);
     }
@@ -200,11 +289,7 @@ impl Spawner {
         let mut command = Command::from(command);
         command.kill_on_drop(true);
         let child = command.spawn().map_err(failed)?;
-        Ok(Started {
-            name: name.to_owned(),
-            child,
-            lines: Lines { pipe: events, pending: Vec::new(), total: 0 },
-        })
+        Ok(Started { name: name.to_owned(), child, lines: Lines::new(events) })
     }
 
     /// Write both maps of a process that has unshared its user namespace.
@@ -214,7 +299,7 @@ impl Spawner {
         };
         let run = |program: PathBuf, map: Vec<Extent>| async move {
             let mut command = Command::new(&program);
-            command.env_clear().arg(pid.to_string()).stdin(Stdio::null());
+            command.env_clear().arg(pid.to_string()).stdin(Stdio::null()).kill_on_drop(true);
             for (inside, outside, count) in map {
                 command.args([inside, outside, count].map(|number| number.to_string()));
             }
@@ -235,22 +320,23 @@ impl Spawner {
         Ok(())
     }
 
-    /// The handshake up to the maps.
+    /// The handshake up to the maps. False: it ended instead.
     async fn map(
         &self,
         started: &mut Started,
         stdin: &mut tokio::process::ChildStdin,
-    ) -> Result<(), WorkerError> {
+    ) -> Result<bool, WorkerError> {
         let name = started.name.clone();
         match started.lines.event::<()>(&name).await? {
             Some(Event::Unshared) => {}
             Some(_) => return Err(garbage(&name, b"an event out of order")),
-            None => return Err(garbage(&name, b"nothing")),
+            None => return Ok(false),
         }
         // Not reaped yet, so the pid is still this process's.
-        let pid = started.child.id().ok_or_else(|| garbage(&name, b"nothing"))?;
+        let Some(pid) = started.child.id() else { return Ok(false) };
         self.write_maps(pid).await?;
-        stdin.write_all(b"\n").await.map_err(|source| WorkerError::Pipe { worker: name, source })
+        stdin.write_all(b"\n").await.map_err(|source| WorkerError::Pipe { worker: name, source })?;
+        Ok(true)
     }
 
     /// Run a worker to its end.
@@ -265,6 +351,11 @@ impl Spawner {
     ) -> Result<R, WorkerError> {
         let profile = worker.profile();
         let program = self.libexec.join(profile.name);
+        // One too few, and a descriptor that we leaked would be taken for it.
+        if i32::try_from(descriptors.len()) != Ok(profile.descriptors) {
+            let source = std::io::Error::from(std::io::ErrorKind::InvalidInput);
+            return Err(WorkerError::Spawn { program, source });
+        }
         let mapped = profile.ids != Ids::Own && matches!(self.ids, IdMode::Range { .. });
         self.run_program(&program, profile.name, mapped, request, descriptors, limits, progress, cancel).await
     }
@@ -285,7 +376,8 @@ impl Spawner {
         let document = serde_json::to_vec(&Envelope { protocol: PROTOCOL, request })
             .map_err(|error| garbage(name, error.to_string().as_bytes()))?;
         let mut started = self.start(program, name, descriptors, Stdio::piped())?;
-        let log = started.child.stderr.take().map(|pipe| tokio::spawn(read_log(name, pipe)));
+        let (flood, flooded) = oneshot::channel();
+        let log = started.child.stderr.take().map(|pipe| tokio::spawn(read_log(name, pipe, flood)));
         let outcome = {
             let work = self.converse(&mut started, mapped, &document, limits, progress);
             let cancelled = async {
@@ -296,6 +388,7 @@ impl Spawner {
             tokio::select! {
                 outcome = work => outcome,
                 () = cancelled => Err(WorkerError::Cancelled),
+                Ok(()) = flooded => Err(WorkerError::TooMuchOutput { worker: name.to_owned() }),
                 () = tokio::time::sleep(limits.time) => {
                     Err(WorkerError::TimedOut { worker: name.to_owned(), after: limits.time })
                 }
@@ -303,18 +396,17 @@ impl Spawner {
         };
         match outcome {
             Ok(Some(result)) => {
-                // Done is its last word; what it still does is of no interest.
-                let _ = started.child.start_kill();
-                let _ = started.child.wait().await;
-                Ok(result)
+                match tokio::time::timeout(END.min(limits.silence), started.child.wait()).await {
+                    Ok(Ok(status)) if status.success() => Ok(result),
+                    _ => Err(started.died(log).await),
+                }
             }
             Ok(None) => Err(started.died(log).await),
             Err(WorkerError::Pipe { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
                 Err(started.died(log).await)
             }
             Err(error) => {
-                let _ = started.child.start_kill();
-                let _ = started.child.wait().await;
+                started.kill().await;
                 Err(error)
             }
         }
@@ -332,8 +424,8 @@ impl Spawner {
         let name = started.name.clone();
         let Some(mut stdin) = started.child.stdin.take() else { return Ok(None) };
         let begin = async {
-            if mapped {
-                self.map(started, &mut stdin).await?;
+            if mapped && !self.map(started, &mut stdin).await? {
+                return Ok(false);
             }
             match started.lines.event::<()>(&name).await? {
                 Some(Event::Confined { layers }) => {
@@ -344,29 +436,34 @@ impl Spawner {
                 None => Ok(false),
             }
         };
-        match tokio::time::timeout(START, begin).await {
-            Err(_) => return Err(WorkerError::Silent { worker: name, after: START }),
-            Ok(Err(WorkerError::Garbage { line, .. })) if line == "nothing" => return Ok(None),
-            Ok(Err(error)) => return Err(error),
-            Ok(Ok(false)) => return Ok(None),
-            Ok(Ok(true)) => {}
+        let silent = |after| {
+            let worker = name.clone();
+            move |_: Elapsed| WorkerError::Silent { worker, after }
+        };
+        let start = START.min(limits.silence);
+        if !tokio::time::timeout(start, begin).await.map_err(silent(start))?? {
+            return Ok(None);
         }
-        stdin
-            .write_all(document)
+        tokio::time::timeout(limits.silence, stdin.write_all(document))
             .await
+            .map_err(silent(limits.silence))?
             .map_err(|source| WorkerError::Pipe { worker: name.clone(), source })?;
         drop(stdin);
         loop {
             let next = tokio::time::timeout(limits.silence, started.lines.event::<R>(&name));
-            match next
-                .await
-                .map_err(|_| WorkerError::Silent { worker: name.clone(), after: limits.silence })??
-            {
+            match next.await.map_err(silent(limits.silence))?? {
                 None => return Ok(None),
                 Some(Event::Progress { bytes, bytes_total, items, items_total }) => {
                     progress(Progress { bytes, bytes_total, items, items_total });
                 }
-                Some(Event::Done { result }) => return Ok(Some(result)),
+                Some(Event::Done { result }) => {
+                    // Its last word: what follows is the end, or a lie.
+                    let last = tokio::time::timeout(END.min(limits.silence), started.lines.next(&name));
+                    return match last.await.map_err(silent(END.min(limits.silence)))?? {
+                        None => Ok(Some(result)),
+                        Some(line) => Err(garbage(&name, &line)),
+                    };
+                }
                 Some(Event::Failed { failure }) => return Err(WorkerError::Failed { worker: name, failure }),
                 Some(Event::Unshared | Event::Confined { .. }) => {
                     return Err(garbage(&name, b"an event out of order"));
@@ -389,8 +486,8 @@ impl Spawner {
         let Some(mut stdin) = started.child.stdin.take() else { return Err(started.died(None).await) };
         let name = started.name.clone();
         let begin = async {
-            if matches!(self.ids, IdMode::Range { .. }) {
-                self.map(&mut started, &mut stdin).await?;
+            if matches!(self.ids, IdMode::Range { .. }) && !self.map(&mut started, &mut stdin).await? {
+                return Ok(None);
             }
             stdin
                 .write_all(plan)
@@ -413,8 +510,11 @@ impl Spawner {
             Ok(Ok(Some(Event::Failed { failure }))) => Err(WorkerError::Failed { worker: name, failure }),
             Ok(Ok(Some(_))) => Err(garbage(&name, b"an event out of order")),
             Ok(Ok(None)) => Err(started.died(None).await),
-            Ok(Err(WorkerError::Garbage { line, .. })) if line == "nothing" => Err(started.died(None).await),
             Ok(Err(error)) => Err(error),
         }
     }
 }
+
+#[cfg(test)]
+#[path = "spawn_tests.rs"]
+mod tests;
