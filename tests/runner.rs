@@ -2,9 +2,11 @@
 
 mod cases {
     pub mod bus;
+    pub mod confinement;
     pub mod crash;
     pub mod environments;
     pub mod install;
+    pub mod judgement;
     pub mod peers;
     pub mod releases;
     pub mod sessions;

@@ -2,6 +2,8 @@
 //! by digest (they are hashed again on each use); everything else is a test's own.
 
 pub mod mirror;
+pub mod misdeeds;
+pub mod workers;
 
 use std::fs;
 use std::io::Write;
