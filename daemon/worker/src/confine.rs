@@ -200,6 +200,7 @@ fn wait_and_exit(child: nix::unistd::Pid) -> ! {
     let locked = closed
         .and_then(|()| drop_capabilities(CapabilitySet::empty()))
         .and_then(|()| step("forbid new privileges", nix::sys::prctl::set_no_new_privs()))
+        .and_then(|()| step("be undumpable", nix::sys::prctl::set_dumpable(false)))
         .and_then(|()| seccomp::apply(&[Allowed(libc::SYS_wait4, &[])]).map_err(ConfineError::from));
     // Where that fails, our end is the child's as well.
     let code = match locked.map(|()| waitpid(child, None)) {
