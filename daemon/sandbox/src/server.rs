@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::{ForkResult, Pid, Uid, fork, setfsuid};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags,
@@ -247,12 +247,8 @@ impl Server {
         let (streams, master) = match request.terminal {
             None => (Streams::Given([next()?, next()?, next()?]), None),
             Some(size) => {
-                use rustix::pty::{OpenptFlags, openpt};
-                // Its own devpts: /dev/ptmx leads to /dev/pts/ptmx.
-                let master = step(
-                    "open a terminal",
-                    openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC),
-                )?;
+                use rustix::pty::OpenptFlags;
+                let master = open_master(self.sessions.terminal_owner(request.root))?;
                 step("unlock a terminal", rustix::pty::unlockpt(&master))?;
                 let window = rustix::termios::Winsize {
                     ws_row: size.rows,
@@ -305,6 +301,21 @@ impl Running {
             terminal: self.terminal,
         }
     }
+}
+
+/// A terminal of the environment's own devpts (/dev/ptmx leads to /dev/pts/ptmx). It belongs to whoever opens it, so that
+/// init, which may change nobody's files, need not give it away.
+fn open_master(owner: Uid) -> Result<OwnedFd, InitError> {
+    use rustix::pty::{OpenptFlags, openpt};
+    let own = setfsuid(owner);
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);
+    // The call tells no failure, but whose files were ours until now.
+    let was = setfsuid(own);
+    let master = step("open a terminal", master)?;
+    if was != owner {
+        return step("open a terminal", Err(std::io::Error::other("the kernel refuses the user's id")));
+    }
+    Ok(master)
 }
 
 /// Tell every watcher; one that does not keep up with its socket's buffer is dropped, and the daemon asks again.

@@ -1,7 +1,6 @@
 //! A session's own process, from fork to exec: rights go first, then a byte of the environment may run.
 
 use std::ffi::{CStr, CString};
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -48,6 +47,15 @@ pub enum Streams {
     Given([OwnedFd; 3]),
     /// The slave side.
     Terminal(OwnedFd),
+}
+
+impl Streams {
+    /// To the session's own standard error, which is not descriptor 2 until the session is set up.
+    fn complain(&self, message: &str) {
+        let (Self::Given([_, _, error]) | Self::Terminal(error)) = self;
+        // It may be closed; the exit status tells as well.
+        let _ = rustix::io::write(error, format!("casemate: {message}\n").as_bytes());
+    }
 }
 
 /// Abstract sockets and signals of the host stay outside, where the network is the host's.
@@ -135,7 +143,15 @@ impl Sessions {
         step("set the filter", self.filters.apply())
     }
 
-    fn streams(&self, streams: &Streams, root: bool) -> Result<(), InitError> {
+    /// Whom a session's terminal belongs to, in init's numbering.
+    pub fn terminal_owner(&self, root: bool) -> Uid {
+        match self.plan.ids {
+            Ids::Range { user, .. } if !root => Uid::from_raw(user),
+            _ => Uid::from_raw(0),
+        }
+    }
+
+    fn streams(streams: &Streams) -> Result<(), InitError> {
         step("begin a session", nix::unistd::setsid())?;
         match streams {
             Streams::Given(given) => {
@@ -144,10 +160,6 @@ impl Sessions {
                 }
             }
             Streams::Terminal(slave) => {
-                if let (false, Ids::Range { user, .. }) = (root, self.plan.ids) {
-                    let owner = rustix::fs::Uid::from_raw(user);
-                    step("give the user their terminal", rustix::fs::fchown(slave, Some(owner), None))?;
-                }
                 step("take the terminal", sys::control_terminal(slave.as_fd()))?;
                 for number in 0..3 {
                     step("hand over the terminal", sys::install(slave, number))?;
@@ -165,7 +177,7 @@ impl Sessions {
             step("reset a signal", unsafe { sigaction(signal, &default) })?;
         }
         step("unblock signals", sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None))?;
-        self.streams(streams, request.root)?;
+        Self::streams(streams)?;
         // The daemon's own is high; select() knows 1,024 descriptors, and what needs more raises its limit.
         let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         limit.current = Some(limit.maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS)));
@@ -194,9 +206,9 @@ impl Sessions {
     /// In the forked child: become the session, or end with 125 (we failed), 126 or 127.
     pub fn run(&self, request: &Exec, streams: Streams) -> ! {
         let code = match self.prepare(request, &streams) {
-            Ok(()) => execute(request),
+            Ok(()) => execute(request, &streams),
             Err(error) => {
-                complain(&format!("the session cannot be set up: {error}"));
+                streams.complain(&format!("the session cannot be set up: {error}"));
                 125
             }
         };
@@ -205,23 +217,18 @@ impl Sessions {
     }
 }
 
-fn complain(message: &str) {
-    // Standard error may be closed; the exit status tells as well.
-    let _ = writeln!(std::io::stderr(), "casemate: {message}");
-}
-
 /// Look the command up and execute it; return only with the exit code of a failure.
-fn execute(request: &Exec) -> i32 {
+fn execute(request: &Exec, streams: &Streams) -> i32 {
     let to_c = |text: &String| CString::new(text.as_bytes());
     let (Ok(arguments), Ok(environment)) = (
         request.command.iter().map(to_c).collect::<Result<Vec<_>, _>>(),
         request.environment.iter().map(to_c).collect::<Result<Vec<_>, _>>(),
     ) else {
-        complain("the command line or a variable holds a NUL");
+        streams.complain("the command line or a variable holds a NUL");
         return 125;
     };
     let Some(name) = request.command.first() else {
-        complain("no command");
+        streams.complain("no command");
         return 125;
     };
     let path = request.environment.iter().find_map(|variable| variable.strip_prefix("PATH="));
@@ -241,11 +248,11 @@ fn execute(request: &Exec) -> i32 {
     }
     match denied {
         Some(error) => {
-            complain(&format!("cannot execute {name:?}: {}", error.desc()));
+            streams.complain(&format!("cannot execute {name:?}: {}", error.desc()));
             126
         }
         None => {
-            complain(&format!("{name:?}: command not found"));
+            streams.complain(&format!("{name:?}: command not found"));
             127
         }
     }
