@@ -157,26 +157,35 @@ fn output(descriptor: impl AsFd, relays: &mut Vec<Relayed>) -> Result<OwnedFd, F
     Ok(writer)
 }
 
+/// Signals to us that are meant for the command. Caught from before it starts: one that comes in between waits here.
+struct Signals(Vec<(SignalKind, tokio::signal::unix::Signal)>);
+
+impl Signals {
+    fn catch() -> Result<Self, Failure> {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+            SignalKind::quit(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+        ];
+        let caught = kinds.into_iter().map(|kind| signal(kind).map(|stream| (kind, stream)));
+        caught.collect::<Result<_, _>>().map(Self).map_err(io("catch signals"))
+    }
+}
+
 /// The session's end, as init tells it: independent of the daemon.
-async fn status(pipe: OwnedFd, pidfd: &OwnedFd) -> Result<u8, Failure> {
+async fn status(pipe: OwnedFd, pidfd: &OwnedFd, mut signals: Signals) -> Result<u8, Failure> {
     use tokio::io::AsyncReadExt;
     let mut receiver =
         tokio::net::unix::pipe::Receiver::from_owned_fd(pipe).map_err(io("read the exit status"))?;
-    let mut signals = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-        SignalKind::quit(),
-        SignalKind::user_defined1(),
-        SignalKind::user_defined2(),
-    ]
-    .map(|kind| (kind, signal(kind)));
     let mut line = Vec::new();
     let mut block = [0; 64];
     loop {
         let mut forward = std::pin::pin!(std::future::poll_fn(|context| {
-            for (kind, stream) in &mut signals {
-                if stream.as_mut().is_ok_and(|stream| stream.poll_recv(context).is_ready()) {
+            for (kind, stream) in &mut signals.0 {
+                if stream.poll_recv(context).is_ready() {
                     return std::task::Poll::Ready(kind.as_raw_value());
                 }
             }
@@ -209,6 +218,7 @@ async fn status(pipe: OwnedFd, pidfd: &OwnedFd) -> Result<u8, Failure> {
 
 /// Run a command with our own streams.
 pub async fn exec(environment: &EnvironmentProxy<'_>, request: Request) -> Result<u8, Failure> {
+    let signals = Signals::catch()?;
     let (reader, writer) = pipe()?;
     let mut relays = Vec::new();
     let input = input()?;
@@ -229,7 +239,7 @@ pub async fn exec(environment: &EnvironmentProxy<'_>, request: Request) -> Resul
         .await?;
     // Ours would hold the pipes open when the session's are closed.
     drop((input, out, err, writer));
-    let code = status(reader, &pidfd.into()).await?;
+    let code = status(reader, &pidfd.into(), signals).await?;
     relays.into_iter().for_each(Relayed::finish);
     Ok(code)
 }
@@ -260,6 +270,7 @@ pub async fn terminal(environment: &EnvironmentProxy<'_>, request: Request) -> R
     if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
         return Err(Failure::Local("standard input and output are no terminal; use `casemate exec`".into()));
     }
+    let signals = Signals::catch()?;
     let (reader, writer) = pipe()?;
     let size = tcgetwinsize(std::io::stdout()).map_err(local("read the terminal's size"))?;
     let command: Vec<&str> = request.command.iter().map(String::as_str).collect();
@@ -282,7 +293,7 @@ pub async fn terminal(environment: &EnvironmentProxy<'_>, request: Request) -> R
             }
         }
     });
-    let code = status(reader, &pidfd.into()).await;
+    let code = status(reader, &pidfd.into(), signals).await;
     resize.abort();
     drop(master);
     // The other side is closed when the last process in the terminal ends; one in the background may keep it.

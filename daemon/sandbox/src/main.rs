@@ -139,7 +139,7 @@ fn inode(proc: &OwnedFd, path: &str) -> Result<u64, InitError> {
 }
 
 /// PID 1, from its birth to its end.
-fn init(plan: Plan, user: User, events: &mut File, parent: OwnedFd) -> Result<(), InitError> {
+fn init(plan: Plan, events: &mut File, parent: OwnedFd) -> Result<(), InitError> {
     die_with_parent(true)?;
     if let Network::Host = plan.network {
         session::can_scope()?;
@@ -192,7 +192,7 @@ fn init(plan: Plan, user: User, events: &mut File, parent: OwnedFd) -> Result<()
     step("tell our parent", nix::unistd::write(&parent, b"\n"))?;
     drop(parent);
     let sessions = session::Sessions { plan, inner, filters };
-    server::Server { sessions, listener, signals, namespaces, user: user.uid }.serve()
+    server::Server { sessions, listener, signals, namespaces }.serve()
 }
 
 fn launch(events: &mut File) -> Result<(), InitError> {
@@ -231,7 +231,7 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     match step("fork", unsafe { fork() })? {
         ForkResult::Child => {
             drop(ready);
-            let result = init(plan, user, events, ready_in);
+            let result = init(plan, events, ready_in);
             if let Err(error) = &result {
                 eprintln!("casemate-init: {error}");
                 let failure = Failure::new(FailureKind::Io, "sandbox", error.to_string());

@@ -45,7 +45,6 @@ pub struct Server {
     pub signals: SignalFd,
     /// nsfs inode numbers: outer user, inner user, pid namespace.
     pub namespaces: [u64; 3],
-    pub user: u32,
 }
 
 struct State {
@@ -149,7 +148,7 @@ impl Server {
         let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else { return };
         // The user's, and not from in here: a process of the environment has a pid in our namespace, one of the host none.
         let rightful = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)
-            .is_ok_and(|peer| peer.uid() == self.user && peer.pid() == 0);
+            .is_ok_and(|peer| peer.uid() == self.sessions.user().as_raw() && peer.pid() == 0);
         if rightful && state.connections.len() < CONNECTIONS_MAX {
             state.connections.push(Connection { socket, watches: false });
         }
@@ -248,7 +247,7 @@ impl Server {
             None => (Streams::Given([next()?, next()?, next()?]), None),
             Some(size) => {
                 use rustix::pty::OpenptFlags;
-                let master = open_master(self.sessions.terminal_owner(request.root))?;
+                let master = open_master(if request.root { Uid::from_raw(0) } else { self.sessions.user() })?;
                 step("unlock a terminal", rustix::pty::unlockpt(&master))?;
                 let window = rustix::termios::Winsize {
                     ws_row: size.rows,

@@ -143,11 +143,11 @@ impl Sessions {
         step("set the filter", self.filters.apply())
     }
 
-    /// Whom a session's terminal belongs to, in init's numbering.
-    pub fn terminal_owner(&self, root: bool) -> Uid {
+    /// The user in init's numbering.
+    pub fn user(&self) -> Uid {
         match self.plan.ids {
-            Ids::Range { user, .. } if !root => Uid::from_raw(user),
-            _ => Uid::from_raw(0),
+            Ids::Range { user, .. } => Uid::from_raw(user),
+            Ids::Single { .. } => Uid::from_raw(0),
         }
     }
 
