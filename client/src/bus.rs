@@ -50,6 +50,9 @@ impl From<zbus::Error> for Failure {
                 | fdo::Error::SpawnChildSignaled(text)
                 | fdo::Error::SpawnFailed(text)
                 | fdo::Error::TimedOut(text) => Self::NotUp(text),
+                fdo::Error::UnknownObject(text) => Self::Daemon(format!(
+                    "{text}; it may have ended or been removed: see `casemate list` and `casemate jobs`"
+                )),
                 other => Self::Daemon(format!("the daemon did not answer: {other}; see its log")),
             },
             other => Self::Daemon(format!("the daemon did not answer: {other}; see its log")),

@@ -138,6 +138,7 @@ impl Inner {
                 }
                 (Err(error), _) => {
                     tracing::info!(environment = label, %error, "no longer runs");
+                    sandboxes::end_listener(&directory).await;
                     sandboxes::clear(&directory)?;
                 }
             }

@@ -115,12 +115,19 @@ impl Inner {
         staging: &casemate_store::Staging,
     ) -> Result<Vec<(String, String)>, Error> {
         let definition = self.definition(reference)?;
-        let SourceFile::DebianArchive { mirrors, keyring, component, include, .. } = &definition.file;
+        let SourceFile::DebianArchive { mirrors, keyring, suites, component, include } = &definition.file;
         let suite = reference.release.as_str();
         let mut bases = Vec::new();
         for mirror in mirrors {
             if mirror == "apt" {
-                for url in configuration::apt_mirrors(std::path::Path::new("/"), suite, component) {
+                // A mirror of another suite is one of the whole archive as a rule, so it is asked too, after those of this one.
+                let others = suites.iter().map(String::as_str).filter(|other| *other != suite);
+                let mut urls: Vec<String> = Vec::new();
+                for suite in std::iter::once(suite).chain(others) {
+                    let more = configuration::apt_mirrors(std::path::Path::new("/"), suite, component);
+                    urls.extend(more.into_iter().filter(|url| !urls.contains(url)).collect::<Vec<_>>());
+                }
+                for url in urls {
                     // The encrypted form first; as the index is signed, the plain one will do where there is no other.
                     if let Some(rest) = url.strip_prefix("http://") {
                         bases.push(format!("https://{rest}"));

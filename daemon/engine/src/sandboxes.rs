@@ -159,9 +159,22 @@ pub async fn start(workers: &Workers, plan: &Plan, directory: &Path, name: &str)
         Err(error) => Err(error),
     };
     if contact.is_err() {
+        end_listener(directory).await;
         clear(directory)?;
     }
     contact
+}
+
+/// End the init that listens in `directory`, if one does: nobody can take up contact with it, and it would hold the
+/// environment's files for ever.
+pub async fn end_listener(directory: &Path) {
+    let peer = Control::connect(&directory.join("control")).and_then(|control| control.peer());
+    let Ok(peer) = peer else { return };
+    if let Ok(pidfd) = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()) {
+        // ESRCH: it is gone already, which is what is wanted.
+        let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        gone(&pidfd).await;
+    }
 }
 
 /// Remove what is left of a sandbox that no longer runs.
