@@ -3,11 +3,13 @@
 mod cases {
     pub mod bus;
     pub mod confinement;
+    pub mod client;
     pub mod crash;
     pub mod environments;
     pub mod install;
     pub mod judgement;
     pub mod peers;
+    pub mod proxies;
     pub mod releases;
     pub mod sessions;
     pub mod streams;

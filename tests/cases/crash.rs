@@ -1,9 +1,14 @@
 //! `kill -9` of the daemon: what was committed is there, what runs goes on.
 
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use casemate_tests::{World, text, wait_for};
+use casemate_tests::processes::{marked, parent};
+use casemate_tests::{World, soak, text, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 #[test]
 fn sessions_and_environments_outlive_the_daemon() {
@@ -24,26 +29,144 @@ fn sessions_and_environments_outlive_the_daemon() {
     assert_eq!(second.status.code(), Some(1));
     assert!(text(&second.stderr).contains("held by"), "{}", text(&second.stderr));
     world.run(&["stop", "demo"]);
+    an_init_that_does_not_answer_is_ended(&mut world);
 }
 
-/// Twenty moments (`make soak`: 200), spread over each operation.
+/// Else it would hold the files of an environment that is listed as stopped.
+fn an_init_that_does_not_answer_is_ended(world: &mut World) {
+    let marker = format!("stuck-{}", std::process::id());
+    let script = "echo before; sleep 1000; :";
+    let mut command = world.casemate(&["exec", "demo", "--", "sh", "-c", script, &marker]);
+    let mut client = command.stdout(Stdio::piped()).spawn().expect("casemate");
+    let mut line = String::new();
+    BufReader::new(client.stdout.as_mut().expect("pipe")).read_line(&mut line).expect("a line");
+    let session = marked(&marker).into_iter().find(|pid| *pid != client.id()).expect("the session");
+    let init = parent(session);
+    kill(Pid::from_raw(i32::try_from(init).expect("a pid")), Signal::SIGSTOP).expect("stop");
+    world.kill_daemon();
+    world.start_daemon();
+    assert!(!world.run(&["list"]).contains("running"), "{}", world.run(&["list"]));
+    assert_eq!(client.wait().expect("wait").code(), Some(125));
+    assert!(!Path::new(&format!("/proc/{init}")).exists());
+    assert_eq!(text(&world.exec(&["demo", "--", "echo", "anew"]).stdout), "anew\n");
+}
+
+/// A client that is to be cut off, and how long it takes when it is not.
+struct Operation {
+    name: &'static str,
+    takes: Duration,
+}
+
+/// Run it uncut, once.
+fn measure(world: &World, name: &'static str, arguments: &[&str]) -> Operation {
+    let begin = Instant::now();
+    world.run(arguments);
+    Operation { name, takes: begin.elapsed() }
+}
+
+/// The text of all records, whatever they are records of.
+fn records(directory: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(directory).expect("records") {
+        let path = entry.expect("entry").path();
+        text +=
+            &if path.is_dir() { records(&path) } else { std::fs::read_to_string(&path).expect("a record") };
+    }
+    text
+}
+
+/// Nothing unfinished, and no layer or upper that nobody refers to.
+fn nothing_stray(world: &World, moment: &str) {
+    assert!(world.in_store("staging").is_empty(), "{moment}");
+    let known = records(&world.store().join("releases")) + &records(&world.store().join("environments"));
+    for kind in ["layers", "uppers"] {
+        for name in world.in_store(kind) {
+            assert!(known.contains(&name), "{moment}: {kind}/{name} belongs to nothing");
+        }
+    }
+    let environments = world.in_store("environments").join(" ");
+    for entry in std::fs::read_dir(world.runtime()).expect("runtime directory") {
+        let name = entry.expect("entry").file_name().to_string_lossy().into_owned();
+        assert!(environments.contains(&name), "{moment}: the sandbox {name} belongs to nothing");
+    }
+}
+
+/// An archive that takes a while to import.
+fn archive(world: &World) -> String {
+    let tree = world.project().join("tree");
+    for directory in 0..20 {
+        let directory = tree.join(format!("usr/{directory}"));
+        std::fs::create_dir_all(&directory).expect("directory");
+        for file in 0..50 {
+            let text = format!("{}/{file}\n", directory.display()).repeat(200);
+            std::fs::write(directory.join(file.to_string()), text).expect("file");
+        }
+    }
+    let path = world.project().join("archive.tar");
+    let mut tar = world.command("tar");
+    tar.arg("-C").arg(&tree).args(["--owner=0", "--group=0", "-cf"]).arg(&path).arg("usr");
+    assert!(tar.status().expect("tar").success());
+    path.display().to_string()
+}
+
+/// Twenty moments (`make soak`: 200) of fetch, import, build and exec. CASEMATE_SEED repeats a run.
 #[test]
 fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
-    let mut world = World::with_environment("");
-    let rounds: u64 = if std::env::var_os("CASEMATE_SOAK").is_some() { 200 } else { 20 };
-    for round in 0..rounds {
-        let variable = format!("[environment]\nROUND = \"{round}\"\n");
-        world.write_manifest(&variable);
-        let manifest = world.manifest();
-        let arguments: Vec<&str> = match round % 3 {
-            0 => vec!["build", "demo", "--manifest", &manifest],
-            1 => vec!["exec", "demo", "--", "true"],
-            _ => vec!["release", "fetch", "debian/bookworm"],
+    let seed = std::env::var("CASEMATE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    let mut random = fastrand::Rng::with_seed(seed);
+    println!("CASEMATE_SEED={seed}");
+
+    let mut world = World::with_environment("[environment]\nROUND = \"first\"\n");
+    let manifest = world.manifest();
+    world.run(&["build", "held", "--manifest", &manifest]);
+    world.run(&["start", "held"]);
+    let archive = archive(&world);
+    let operations = [
+        measure(&world, "fetch", &["release", "fetch", "debian/trixie"]),
+        measure(&world, "import", &["release", "import", "first", &archive]),
+        measure(&world, "build", &["build", "new", "--manifest", &manifest]),
+        measure(&world, "rebuild", &["exec", "demo", "--", "true"]),
+        measure(&world, "exec", &["exec", "demo", "--", "true"]),
+    ];
+    // A rebuild takes as long as a build does.
+    let takes = |operation: &Operation| match operation.name {
+        "rebuild" => operations[2].takes,
+        _ => operation.takes,
+    };
+    world.run(&["destroy", "new"]);
+    let mut built = "first".to_owned();
+    for round in 0..soak(200, 20) {
+        let operation = &operations[round % operations.len()];
+        let moment = takes(operation).mul_f64(random.f64());
+        let label =
+            format!("CASEMATE_SEED={seed}, round {round}: {} killed after {moment:?}", operation.name);
+        let go = format!("go-{round}");
+        let script =
+            format!("echo before; until [ -e /workspace/{go} ]; do sleep 0.05; done; echo after; exit 7");
+        let mut running = world.casemate(&["exec", "held", "--", "sh", "-c", &script]);
+        let mut running = running.stdout(Stdio::piped()).spawn().expect("casemate");
+        let mut out = BufReader::new(running.stdout.take().expect("pipe"));
+        let mut line = String::new();
+        out.read_line(&mut line).expect("a line");
+        assert_eq!(line, "before\n", "{label}");
+
+        let name = format!("round-{round}");
+        let next = round.to_string();
+        world.write_manifest(&format!("[environment]\nROUND = \"{next}\"\n"));
+        if operation.name == "fetch" && world.run(&["release", "list"]).contains("debian/trixie") {
+            world.run(&["release", "remove", "debian/trixie"]);
+        }
+        let arguments: Vec<&str> = match operation.name {
+            "fetch" => vec!["release", "fetch", "debian/trixie"],
+            "import" => vec!["release", "import", &name, &archive],
+            "build" => vec!["build", &name, "--manifest", &manifest],
+            "rebuild" => vec!["build", "demo", "--manifest", &manifest],
+            _ => vec!["exec", "demo", "--", "true"],
         };
         let mut command = world.casemate(&arguments);
         let mut client = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("casemate");
         // The moment of the kill is the test's subject, so this waits for time and nothing else.
-        let moment = Duration::from_millis(round * 37 % 400);
         let begin = Instant::now();
         while begin.elapsed() < moment && client.try_wait().expect("wait").is_none() {
             std::thread::sleep(Duration::from_millis(1));
@@ -52,11 +175,41 @@ fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
         world.start_daemon();
         // A client whose daemon died ends by itself.
         wait_for("the client", || client.try_wait().expect("wait").is_some());
-        assert!(world.in_store("staging").is_empty(), "round {round}");
-        assert_eq!(world.in_store("environments").len(), 1, "round {round}");
-        let output = world.exec(&["demo", "--", "sh", "-c", "echo $ROUND"]);
-        assert!(output.status.success(), "round {round}: {}", text(&output.stderr));
+
+        nothing_stray(&world, &label);
+        let state = |name: &str| {
+            let shown = world.run(&["show", name]);
+            shown.lines().find_map(|line| line.strip_prefix("state")).expect("a state").trim().to_owned()
+        };
+        assert_eq!(state("held"), "running", "{label}");
+        assert_eq!(text(&world.exec(&["held", "--", "echo", "new"]).stdout), "new\n", "{label}");
+        std::fs::write(world.project().join(&go), "").expect("go");
+        line.clear();
+        out.read_to_string(&mut line).expect("the rest");
+        assert_eq!((line.as_str(), running.wait().expect("wait").code()), ("after\n", Some(7)), "{label}");
+
+        let told = world.exec(&["demo", "--", "sh", "-c", "echo $ROUND"]);
+        assert!(told.status.success(), "{label}: {}", text(&told.stderr));
+        let told = text(&told.stdout).trim().to_owned();
+        assert!(told == built || operation.name == "rebuild" && told == next, "{label}: {told} is no state");
+        built = told;
+        for reference in ["debian/trixie".to_owned(), format!("local/{name}")] {
+            if world.run(&["release", "list"]).contains(&reference) {
+                world.run(&["release", "show", &reference]);
+            }
+        }
+        if world.run(&["list"]).contains(&name) {
+            assert!(world.exec(&[&name, "--", "true"]).status.success(), "{label}");
+        }
+        // What was cut off can be done over.
+        if operation.name == "build" {
+            world.run(&arguments);
+            wait_for("the environment's end", || state(&name) == "built");
+            world.run(&["destroy", &name]);
+        }
+        wait_for("the environment's end", || state("demo") == "built");
     }
+    world.run(&["stop", "held"]);
 }
 
 /// Flip one bit in the middle of a record.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use casemate_tests::World;
+use casemate_tests::{World, text};
 
 #[test]
 fn fetched_releases_are_signed_and_fetched_once() {
@@ -59,11 +59,32 @@ fn imported_archives() {
         archive(&directory, "bad.tar", &["-P", "--transform", "s,^etc/os-release,../x,", "etc/os-release"]);
     let error = world.refused(&["release", "import", "bad", &bad]);
     assert!(error.contains("../x"), "the member is not named: {error}");
-    for kind in ["layers", "objects", "staging", "releases"] {
+    assert!(world.daemon_log().lines().any(|line| line.contains("failed") && line.contains("../x")));
+    for kind in ["layers", "objects", "staging", "uppers", "releases"] {
         assert_eq!(world.in_store(kind), Vec::<String>::new(), "{kind}");
     }
     let good = archive(&directory, "good.tar", &["--owner=0", "--group=0", "etc"]);
     world.run(&["release", "import", "good", &good]);
     assert!(world.run(&["release", "list"]).contains("local/good"));
     assert!(world.refused(&["release", "import", "good", &good]).contains("already"));
+}
+
+#[test]
+fn trixie_from_end_to_end() {
+    let world = World::new();
+    world.run(&["release", "fetch", "debian/trixie"]);
+    let shown = world.run(&["release", "show", "debian/trixie"]);
+    assert!(shown.contains("openpgp:"), "{shown}");
+    world.write_manifest_on("debian/trixie", "[system]\npackages = [\"jq\"]\n");
+    world.run(&["build", "demo", "--manifest", &world.manifest()]);
+    let inside = |script: &str| {
+        let output = world.exec(&["demo", "--", "sh", "-c", script]);
+        assert!(output.status.success(), "{script}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    assert!(inside("cat /etc/os-release").contains("VERSION_CODENAME=trixie"));
+    assert_eq!(inside("echo '{\"a\": [1, 2]}' | jq -c .a"), "[1,2]\n");
+    assert_eq!(inside("id -un"), format!("{}\n", std::env::var("USER").expect("USER")));
+    let root = world.exec(&["--root", "demo", "--", "dpkg", "--audit"]);
+    assert!(root.status.success() && root.stdout.is_empty(), "{}", text(&root.stdout));
 }

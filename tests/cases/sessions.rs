@@ -1,63 +1,66 @@
 //! Sessions: status, streams, ids, and what is inside.
 
+use std::path::Path;
+
 use casemate_tests::{World, set_mode, text};
 
 #[test]
 fn sessions() {
-    let world = World::with_environment("");
-    exit_codes(&world);
-    streams(&world);
-    the_users_files(&world);
-    what_is_inside(&world);
-    several_at_once(&world);
+    let (world, project) = World::shared_environment("sessions", "");
+    exit_codes(world);
+    streams(world, &project);
+    the_users_files(world, &project);
+    what_is_inside(world);
+    several_at_once(world);
 }
 
 fn exit_codes(world: &World) {
     for code in [0, 1, 42, 255] {
         assert_eq!(
-            world.exec(&["demo", "--", "sh", "-c", &format!("exit {code}")]).status.code(),
+            world.exec(&["sessions", "--", "sh", "-c", &format!("exit {code}")]).status.code(),
             Some(code)
         );
     }
-    assert_eq!(world.exec(&["demo", "--", "no-such-command"]).status.code(), Some(127));
-    assert_eq!(world.exec(&["demo", "--", "/etc/passwd"]).status.code(), Some(126));
-    assert_eq!(world.exec(&["demo", "--", "sh", "-c", "kill -TERM $$"]).status.code(), Some(128 + 15));
+    assert_eq!(world.exec(&["sessions", "--", "no-such-command"]).status.code(), Some(127));
+    assert_eq!(world.exec(&["sessions", "--", "/etc/passwd"]).status.code(), Some(126));
+    assert_eq!(world.exec(&["sessions", "--", "sh", "-c", "kill -TERM $$"]).status.code(), Some(128 + 15));
     let missing = world.exec(&["nowhere", "--", "true"]);
     assert_eq!(missing.status.code(), Some(125));
     assert!(text(&missing.stderr).contains("no environment \"nowhere\""), "{}", text(&missing.stderr));
 }
 
-fn streams(world: &World) {
+fn streams(world: &World, project: &Path) {
     let all: Vec<u8> = (0..=255u8).cycle().take(3 << 20).collect();
-    let output = world.exec_with(&["demo", "--", "cat"], all.clone());
+    let output = world.exec_with(&["sessions", "--", "cat"], all.clone());
     assert!(output.status.success());
     assert!(output.stdout == all, "what went in did not come out");
     // A regular file as standard input is relayed.
-    let file = std::fs::File::open(world.manifest()).expect("file");
-    let output = world.casemate(&["exec", "demo", "--", "cat"]).stdin(file).output().expect("casemate");
-    assert_eq!(output.stdout, std::fs::read(world.manifest()).expect("file"));
-    let output = world.exec(&["demo", "--", "sh", "-c", "echo out; echo err >&2"]);
+    let manifest = project.join("casemate.toml");
+    let file = std::fs::File::open(&manifest).expect("file");
+    let output = world.casemate(&["exec", "sessions", "--", "cat"]).stdin(file).output().expect("casemate");
+    assert_eq!(output.stdout, std::fs::read(&manifest).expect("file"));
+    let output = world.exec(&["sessions", "--", "sh", "-c", "echo out; echo err >&2"]);
     assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n".into(), "err\n".into()));
     // Exactly three descriptors, whatever the shell itself opens to look.
     let look = "for n in $(seq 3 40); do [ ! -e /proc/$$/fd/$n ] || echo $n; done";
-    assert_eq!(text(&world.exec(&["demo", "--", "sh", "-c", look]).stdout), "");
+    assert_eq!(text(&world.exec(&["sessions", "--", "sh", "-c", look]).stdout), "");
 }
 
-fn the_users_files(world: &World) {
-    let secret = world.project().join("secret");
+fn the_users_files(world: &World, project: &Path) {
+    let secret = project.join("secret");
     std::fs::write(&secret, "secret").expect("file");
     set_mode(&secret, 0o600);
-    assert_eq!(text(&world.exec(&["demo", "--", "cat", "/workspace/secret"]).stdout), "secret");
-    assert!(world.exec(&["demo", "--", "sh", "-c", "echo mine > /workspace/made"]).status.success());
-    assert_eq!(std::fs::read_to_string(world.project().join("made")).expect("made by the user"), "mine\n");
-    let as_root = |script: &str| world.exec(&["--root", "demo", "--", "sh", "-c", script]);
+    assert_eq!(text(&world.exec(&["sessions", "--", "cat", "/workspace/secret"]).stdout), "secret");
+    assert!(world.exec(&["sessions", "--", "sh", "-c", "echo mine > /workspace/made"]).status.success());
+    assert_eq!(std::fs::read_to_string(project.join("made")).expect("made by the user"), "mine\n");
+    let as_root = |script: &str| world.exec(&["--root", "sessions", "--", "sh", "-c", script]);
     let denied = as_root("cat /workspace/secret");
     assert!(
         !denied.status.success() && text(&denied.stderr).contains("Permission denied"),
         "{}",
         text(&denied.stderr)
     );
-    let uid = text(&world.exec(&["demo", "--", "id", "-u"]).stdout).trim().to_owned();
+    let uid = text(&world.exec(&["sessions", "--", "id", "-u"]).stdout).trim().to_owned();
     // Root becomes a user of the same number, but not the user.
     let script = format!(
         "setpriv --reuid {uid} --clear-groups id -u && ! setpriv --reuid {uid} --clear-groups cat /workspace/secret 2>/dev/null && ! touch /workspace/by-root 2>/dev/null"
@@ -71,7 +74,7 @@ fn the_users_files(world: &World) {
 }
 
 fn what_is_inside(world: &World) {
-    let user = |script: &str| text(&world.exec(&["demo", "--", "sh", "-c", script]).stdout);
+    let user = |script: &str| text(&world.exec(&["sessions", "--", "sh", "-c", script]).stdout);
     assert!(user("grep CapEff /proc/self/status").contains("0000000000000000"));
     assert!(user("grep CapBnd /proc/self/status").contains("0000000000000000"));
     assert!(user("grep NoNewPrivs /proc/self/status").contains('1'));
@@ -81,7 +84,7 @@ fn what_is_inside(world: &World) {
     assert_eq!(user("echo 1 > /proc/sys/kernel/hostname 2>/dev/null || echo denied").trim(), "denied");
     assert_eq!(user("cat /proc/1/environ 2>/dev/null || echo denied").trim(), "denied");
     assert_eq!(user("unshare -U true 2>/dev/null || echo denied").trim(), "denied");
-    let root = |script: &str| text(&world.exec(&["--root", "demo", "--", "sh", "-c", script]).stdout);
+    let root = |script: &str| text(&world.exec(&["--root", "sessions", "--", "sh", "-c", script]).stdout);
     assert_eq!(root("unshare -U true 2>/dev/null || echo denied").trim(), "denied");
     assert_eq!(root("mount -t tmpfs none /mnt 2>/dev/null || echo denied").trim(), "denied");
     assert_eq!(root("hostname other 2>/dev/null || echo denied").trim(), "denied");
@@ -93,7 +96,7 @@ fn several_at_once(world: &World) {
     let started: Vec<_> = (0..8)
         .map(|number| {
             let script = format!("echo {number}");
-            let mut command = world.casemate(&["exec", "demo", "--", "sh", "-c", &script]);
+            let mut command = world.casemate(&["exec", "sessions", "--", "sh", "-c", &script]);
             command.stdout(std::process::Stdio::piped()).spawn().expect("casemate")
         })
         .collect();

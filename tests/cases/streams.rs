@@ -1,27 +1,33 @@
-//! What flows through a session: a gigabyte through a pipe, a terminal that changes its size.
+//! What flows through a session: a gigabyte through a pipe, terminals, signals; and what an environment does around it.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::process::Stdio;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Instant;
 
-use casemate_tests::{World, text};
+use casemate_tests::processes::{marked, parent, status};
+use casemate_tests::{DEADLINE, World, soak, text, wait_for};
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Largest resident set so far, in KiB.
 fn peak(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-    line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+    let line = status(pid, "VmHWM").expect("VmHWM");
+    line.trim_end_matches(" kB").parse().expect("a number")
 }
 
 #[test]
 fn a_gigabyte_passes_without_growth() {
     const CHUNK: usize = 1 << 20;
     const CHUNKS: usize = 1 << 10;
-    let world = World::with_environment("");
-    assert!(world.exec(&["demo", "--", "true"]).status.success());
+    let (world, _) = World::shared_environment("gigabyte", "");
+    let marker = format!("gigabyte-{}", std::process::id());
     let mut child = world
-        .casemate(&["exec", "demo", "--", "cat"])
+        .casemate(&["exec", "gigabyte", "--", "sh", "-c", "cat; :", &marker])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -35,21 +41,32 @@ fn a_gigabyte_passes_without_growth() {
             stdin.write_all(&chunk(number)).expect("all is read");
         }
     });
-    let (client, daemon) = (child.id(), world.daemon_pid());
-    let mut begin = (0, 0);
+    let mut watched = BTreeMap::new();
+    let mut begin = BTreeMap::new();
     let mut read = vec![0; CHUNK];
+    let peaks = |watched: &BTreeMap<&'static str, u32>| -> BTreeMap<&str, u64> {
+        watched.iter().map(|(name, pid)| (*name, peak(*pid))).collect()
+    };
     for number in 0..CHUNKS {
         stdout.read_exact(&mut read).expect("all comes back");
         assert!(read == chunk(number), "MiB {number} is another one");
         if number == 0 {
-            begin = (peak(client), peak(daemon));
+            // The client has the marker in its command line, and so has the session, whose parent is init.
+            let session = marked(&marker).into_iter().find(|pid| *pid != child.id()).expect("the session");
+            let init = parent(session);
+            assert_eq!(status(init, "NSpid").expect("NSpid").split_whitespace().last(), Some("1"));
+            watched = BTreeMap::from([
+                ("client", child.id()),
+                ("daemon", world.daemon_pid()),
+                ("init", init),
+                ("session", session),
+            ]);
+            begin = peaks(&watched);
         }
         if number == CHUNKS - 1 {
-            let end = (peak(client), peak(daemon));
-            assert!(
-                end.0 - begin.0 < 4096 && end.1 - begin.1 < 4096,
-                "KiB of client, daemon: {begin:?}, then {end:?}"
-            );
+            let end = peaks(&watched);
+            let grown = |name: &&str| end[*name] - begin[*name] >= 4096;
+            assert!(!end.keys().any(grown), "KiB: {begin:?}, then {end:?}");
         }
     }
     assert_eq!(stdout.read(&mut read).expect("end"), 0);
@@ -57,62 +74,194 @@ fn a_gigabyte_passes_without_growth() {
     assert!(child.wait().expect("status").success());
 }
 
-#[test]
-fn a_terminal_of_the_environments_own() {
-    let world = World::with_environment("");
-    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-    let pty = openpty(Some(&size), None).expect("pty");
-    let name = nix::unistd::ttyname(&pty.slave).expect("name");
-    let end = || Stdio::from(pty.slave.try_clone().expect("descriptor"));
-    let casemate = world.casemate(&[]);
-    let mut command = world.command("setsid");
-    command.args(["--ctty", "--wait"]).arg(casemate.get_program()).args(["enter", "demo"]);
-    command.env("TERM", "xterm").stdin(end()).stdout(end()).stderr(end());
-    let mut child = command.spawn().expect("setsid");
-    drop(command);
-    let mut master = File::from(pty.master);
-    let mut reader = master.try_clone().expect("descriptor");
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        // EIO once nobody holds the other end.
-        while let Ok(count @ 1..) = reader.read(&mut buffer) {
-            if sender.send(buffer[..count].to_vec()).is_err() {
+/// A client in a terminal of its own, at which the test types.
+struct Typist {
+    child: Child,
+    master: File,
+    /// Another path to the client's terminal.
+    name: std::path::PathBuf,
+    printed: Receiver<Vec<u8>>,
+    seen: Vec<u8>,
+}
+
+impl Typist {
+    fn sit_down(world: &World, arguments: &[&str]) -> Self {
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = openpty(Some(&size), None).expect("pty");
+        let name = nix::unistd::ttyname(&pty.slave).expect("name");
+        let end = |slave: &OwnedFd| Stdio::from(slave.try_clone().expect("descriptor"));
+        let mut command = world.command("setsid");
+        command.args(["--ctty", "--wait"]).arg(world.casemate(&[]).get_program()).args(arguments);
+        command.env("TERM", "xterm").stdin(end(&pty.slave)).stdout(end(&pty.slave)).stderr(end(&pty.slave));
+        let child = command.spawn().expect("setsid");
+        let master = File::from(pty.master);
+        let mut reader = master.try_clone().expect("descriptor");
+        let (sender, printed) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // EIO once the client, who alone holds the other end, is gone.
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                if sender.send(buffer[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, master, name, printed, seen: Vec::new() }
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.master.write_all(keys.as_bytes()).expect("typed");
+    }
+
+    /// Wait until this is printed; what came before it is forgotten.
+    fn sees(&mut self, what: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(at) = text(&self.seen).find(what) {
+                self.seen.drain(..at + what.len());
                 return;
             }
+            match self.printed.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(more) => self.seen.extend(more),
+                Err(RecvTimeoutError::Timeout) => panic!("no {what:?} in {:?}", text(&self.seen)),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait().expect("status");
+                    panic!("the client ended ({status}) without {what:?}: {:?}", text(&self.seen))
+                }
+            }
         }
-    });
-    let mut seen = Vec::new();
-    let mut wait_for = |what: &str| {
-        let deadline = std::time::Instant::now() + casemate_tests::DEADLINE;
-        while !text(&seen).contains(what) {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
-            seen.extend(
-                receiver.recv_timeout(left).unwrap_or_else(|_| panic!("no {what:?} in {:?}", text(&seen))),
-            );
+    }
+
+    /// The rest of a line.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        while !line.ends_with('\n') {
+            if self.seen.is_empty() {
+                self.seen = self.printed.recv_timeout(DEADLINE).expect("the rest of a line");
+            }
+            line.push(char::from(self.seen.remove(0)));
         }
-    };
-    master.write_all(b"echo size=$(stty size | tr ' ' x)\n").expect("typed");
-    wait_for("size=24x80");
-    let resized = world.command("stty").arg("-F").arg(&name).args(["rows", "40", "cols", "100"]).status();
+        line.trim_end().to_owned()
+    }
+
+    fn ends_with(mut self, code: i32) {
+        self.types(&format!("exit {code}\n"));
+        assert_eq!(self.child.wait().expect("status").code(), Some(code), "{:?}", text(&self.seen));
+    }
+}
+
+#[test]
+fn a_terminal_of_the_environments_own() {
+    let (world, _) = World::shared_environment("terminal", "");
+    let mut typist = Typist::sit_down(world, &["enter", "terminal"]);
+    typist.types("echo size=$(stty size | tr ' ' x)\n");
+    typist.sees("size=24x80");
+    let resized =
+        world.command("stty").arg("-F").arg(&typist.name).args(["rows", "40", "cols", "100"]).status();
     assert!(resized.expect("stty").success());
     // The size goes by signal: ask until it has come, and say so once.
-    master
-        .write_all(
-            b"until [ \"$(stty size)\" = '40 100' ]; do sleep 0.05; done; echo now=$(stty size | tr ' ' x)\n",
-        )
-        .expect("typed");
-    wait_for("now=40x100");
-    master.write_all(b"echo tty=$(tty)\n").expect("typed");
-    wait_for("tty=/dev/pts/");
+    typist.types(
+        "until [ \"$(stty size)\" = '40 100' ]; do sleep 0.05; done; echo now=$(stty size | tr ' ' x)\n",
+    );
+    typist.sees("now=40x100");
+    typist.types("echo tty=$(tty) owner=$(stat -c %U $(tty))\n");
+    typist.sees("tty=/dev/pts/");
+    typist.sees(&format!("owner={}", std::env::var("USER").expect("USER")));
     // ^C reaches the command, not the client.
-    master.write_all(b"sleep 1000; echo code=$?\n").expect("typed");
-    wait_for("sleep 1000");
-    master.write_all(b"\x03").expect("typed");
-    master.write_all(b"echo again=$((40+2))\n").expect("typed");
-    wait_for("again=42");
-    master.write_all(b"exit 7\n").expect("typed");
-    assert_eq!(child.wait().expect("status").code(), Some(7));
+    typist.types("sleep 1000; echo code=$?\n");
+    typist.sees("sleep 1000");
+    typist.types("\x03");
+    typist.types("echo again=$((40+2))\n");
+    typist.sees("again=42");
+    typist.ends_with(7);
+    let mut root = Typist::sit_down(world, &["enter", "--root", "terminal"]);
+    root.types("echo owner=$(stat -c %u $(tty)) id=$(id -u)\n");
+    root.sees("owner=0 id=0");
+    root.ends_with(0);
+}
+
+/// Text typed before the shell reads, or before the client has its terminal in raw mode, arrives all the same.
+#[test]
+fn terminals_one_after_the_other_and_several_at_once() {
+    let (world, _) = World::shared_environment("terminals", "");
+    for round in 0..soak(100, 5) {
+        let mut typist = Typist::sit_down(world, &["enter", "terminals"]);
+        typist.types(&format!("echo first=$(({round}+1000))\n"));
+        typist.sees(&format!("first={}", round + 1000));
+        typist.ends_with(round % 7);
+    }
+    let mut typists: Vec<_> = (0..4).map(|_| Typist::sit_down(world, &["enter", "terminals"])).collect();
+    for (number, typist) in typists.iter_mut().enumerate() {
+        typist.types(&format!("echo mine=$(({number}+50)) on=$(tty)\n"));
+    }
+    let mut names = std::collections::BTreeSet::new();
+    for (number, typist) in typists.iter_mut().enumerate() {
+        typist.sees(&format!("mine={} on=", number + 50));
+        names.insert(typist.line());
+    }
+    assert_eq!(names.len(), 4, "two have the same terminal: {names:?}");
+    for (number, typist) in typists.into_iter().enumerate() {
+        typist.ends_with(i32::try_from(number).expect("small"));
+    }
+}
+
+/// Start a command whose first line tells that it runs.
+fn ready(world: &World, arguments: &[&str]) -> Child {
+    let mut command = world.casemate(&["exec"]);
+    let mut child = command.args(arguments).stdout(Stdio::piped()).spawn().expect("casemate");
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.as_mut().expect("pipe"));
+    out.read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    child
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id()).expect("a pid")), signal).expect("kill");
+}
+
+#[test]
+fn signals_reach_the_command() {
+    let (world, _) = World::shared_environment("signals", "");
+    for (sent, code) in [
+        (Signal::SIGTERM, 143),
+        (Signal::SIGINT, 130),
+        (Signal::SIGHUP, 129),
+        (Signal::SIGQUIT, 131),
+        (Signal::SIGUSR1, 138),
+    ] {
+        for root in [&["signals"][..], &["--root", "signals"]] {
+            let arguments = [root, &["--", "sh", "-c", "echo ready; exec sleep 1000"]].concat();
+            let mut child = ready(world, &arguments);
+            signal(&child, sent);
+            assert_eq!(child.wait().expect("status").code(), Some(code), "{sent} {root:?}");
+        }
+    }
+    // One that the command catches does not end it.
+    let script = "trap 'echo caught; exit 9' TERM; echo ready; sleep 1000 & wait";
+    let mut child = ready(world, &["signals", "--", "sh", "-c", script]);
+    signal(&child, Signal::SIGTERM);
+    let mut rest = String::new();
+    child.stdout.take().expect("pipe").read_to_string(&mut rest).expect("output");
+    assert_eq!((rest.as_str(), child.wait().expect("status").code()), ("caught\n", Some(9)));
+}
+
+#[test]
+fn a_stopped_environment_runs_for_as_long_as_its_sessions() {
+    let (world, _) = World::shared_environment("stopped", "");
+    let state = || {
+        let shown = world.run(&["show", "stopped"]);
+        shown.lines().find_map(|line| line.strip_prefix("state")).expect("a state").trim().to_owned()
+    };
+    wait_for("the build's end", || state() == "built");
+    let mut first = world.casemate(&["exec", "stopped", "--", "cat"]);
+    let mut first = first.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("casemate");
+    wait_for("the session", || state() == "running");
+    assert!(world.exec(&["stopped", "--", "true"]).status.success());
+    assert_eq!(state(), "running", "another session's end ended it");
+    drop(first.stdin.take());
+    assert!(first.wait().expect("status").success());
+    wait_for("the environment's end", || state() == "built");
 }
 
 /// Output to a file goes through a relay of the client's; what a command leaves in the background does not hold it up.

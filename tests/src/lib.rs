@@ -1,8 +1,10 @@
-//! The harness: a private bus, temporary XDG directories, the real daemon and client. Downloads are shared between tests
-//! by digest (they are hashed again on each use); everything else is a test's own.
+//! The harness: a private bus, temporary XDG directories, the real daemon and client. Each world begins with the downloads
+//! of those before it, by hard link (they are hashed again on each use); everything else is a test's own. Tests that
+//! leave a world as they found it share one: [`World::shared`].
 
 pub mod mirror;
 pub mod misdeeds;
+pub mod processes;
 pub mod workers;
 
 use std::fs;
@@ -11,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Long enough for the slowest machine; a test that meets it has failed.
@@ -41,8 +44,37 @@ fn data() -> PathBuf {
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
 }
 
+fn manifest_text(release: &str, more: &str) -> String {
+    format!(
+        "manifest_version = 1\n[base]\nrelease = \"{release}\"\n[mounts]\nworkspace = \"./:/workspace\"\n{more}"
+    )
+}
+
+/// `make soak` wants the full counts, `make test` a sample.
+pub fn soak<T>(full: T, sample: T) -> T {
+    if std::env::var_os("CASEMATE_SOAK").is_some() { full } else { sample }
+}
+
 fn private(path: &Path) {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).expect("directory");
+}
+
+/// Hard links in `to` of what `from` has and `to` has not.
+fn link_all(from: &Path, to: &Path) {
+    let Ok(entries) = fs::read_dir(from) else { return };
+    for entry in entries {
+        let path = entry.expect("entry").path();
+        let name = path.file_name().expect("a name");
+        // Files that begin with a dot are being written.
+        if !name.as_encoded_bytes().starts_with(b".") {
+            match fs::hard_link(&path, to.join(name)) {
+                // There already, or just gone from another world's purge.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                linked => linked.expect("link a download"),
+            }
+        }
+    }
 }
 
 /// Wait for something to become true.
@@ -70,10 +102,11 @@ impl World {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let home = PathBuf::from(std::env::var_os("HOME").expect("HOME"));
         let root = home.join(format!("casemate-tests/{}-{number}", std::process::id()));
-        for directory in ["data", "config/casemate", "run", "project"] {
+        for directory in ["data", "config/casemate", "run", "project", "cache/casemate/sha256"] {
             private(&root.join(directory));
         }
-        private(&home.join("casemate-tests/cache"));
+        private(&home.join("casemate-tests/downloads"));
+        link_all(&home.join("casemate-tests/downloads"), &root.join("cache/casemate/sha256"));
         let address = format!("unix:path={}", root.join("run/bus").display());
         let bus = Command::new("dbus-daemon")
             .args(["--session", "--nofork", "--nopidfile", "--address"])
@@ -105,6 +138,48 @@ impl World {
         world
     }
 
+    /// A world with the release debian/bookworm and a running daemon, for tests that leave both as they are. It goes when
+    /// the test binary ends, however that ends.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<World> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let world = Self::with_release();
+            world.removed_after_us();
+            world
+        })
+    }
+
+    /// An environment of this name in the shared world; its project directory is its workspace.
+    pub fn shared_environment(name: &str, more: &str) -> (&'static Self, PathBuf) {
+        let world = Self::shared();
+        let project = world.root.join(format!("project-{name}"));
+        private(&project);
+        let manifest = project.join("casemate.toml");
+        fs::write(&manifest, manifest_text("debian/bookworm", more)).expect("manifest");
+        world.run(&["build", name, "--manifest", &manifest.display().to_string()]);
+        (world, project)
+    }
+
+    /// Have a process clean up that waits for our end.
+    fn removed_after_us(&self) {
+        static HELD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+        let script = "read -r _; \"$0\" purge --yes; kill \"$1\" \"$2\"; rm -rf \"$3\"";
+        let mut command = self.command("sh");
+        command.args(["-c", script]).arg(binaries().join("casemate"));
+        command.args([self.daemon_pid().to_string(), self.bus.id().to_string()]).arg(&self.root);
+        let reaper = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        // Its standard input is the pipe that our end closes.
+        HELD.lock().expect("one at a time").push(reaper.expect("sh"));
+    }
+
+    /// From now on, this mirror is the only one there is.
+    pub fn know_only(&self, mirror: &mirror::Mirror) {
+        let sources = self.config().join("sources.d");
+        fs::create_dir_all(&sources).expect("sources.d");
+        let source = mirror.source(&Self::shipped().join("keys/debian"));
+        fs::write(sources.join("debian.toml"), source).expect("source");
+    }
+
     /// What Casemate ships: keys, sources, policy.
     pub fn shipped() -> PathBuf {
         data()
@@ -122,15 +197,21 @@ impl World {
         self.root.join("data/casemate")
     }
 
+    /// Where the daemon keeps the sockets of what runs.
+    pub fn runtime(&self) -> PathBuf {
+        self.root.join("run/casemate")
+    }
+
     pub fn manifest(&self) -> String {
         self.project().join("casemate.toml").display().to_string()
     }
 
     pub fn write_manifest(&self, more: &str) {
-        let text = format!(
-            "manifest_version = 1\n[base]\nrelease = \"debian/bookworm\"\n[mounts]\nworkspace = \"./:/workspace\"\n{more}"
-        );
-        fs::write(self.project().join("casemate.toml"), text).expect("manifest");
+        self.write_manifest_on("debian/bookworm", more);
+    }
+
+    pub fn write_manifest_on(&self, release: &str, more: &str) {
+        fs::write(self.project().join("casemate.toml"), manifest_text(release, more)).expect("manifest");
     }
 
     fn environment(&self, command: &mut Command) {
@@ -142,7 +223,7 @@ impl World {
             .env("LANG", "C.UTF-8")
             .env("XDG_DATA_HOME", self.root.join("data"))
             .env("XDG_CONFIG_HOME", self.root.join("config"))
-            .env("XDG_CACHE_HOME", self.root.parent().expect("parent").join("cache"))
+            .env("XDG_CACHE_HOME", self.root.join("cache"))
             .env("XDG_RUNTIME_DIR", self.root.join("run"))
             .env("CASEMATE_DATA", data())
             .env("CASEMATE_LIBEXEC", binaries())
@@ -290,6 +371,10 @@ impl Drop for World {
         if std::thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.daemon_log());
         }
+        link_all(
+            &self.root.join("cache/casemate/sha256"),
+            &self.root.parent().expect("parent").join("downloads"),
+        );
         if self.daemon.is_some() {
             // The store's content is of subordinate ids: only Casemate can remove it.
             let _ = self.casemate(&["purge", "--yes"]).output();

@@ -79,13 +79,18 @@ impl Mirror {
         self.directory.join("ca.pem")
     }
 
+    /// Host and port.
+    pub fn authority(&self) -> String {
+        format!("localhost:{}", self.port)
+    }
+
     /// A source that knows this mirror alone, and the keys of Debian's.
     pub fn source(&self, keys: &Path) -> String {
         let keys = fs::read_dir(keys).expect("keys");
         let keys: Vec<String> = keys.map(|key| format!("{:?}", key.expect("key").path())).collect();
         format!(
-            "kind = \"debian-archive\"\nmirrors = [\"https://localhost:{}/debian\"]\nkeyring = [{}]\nsuites = [\"bookworm\"]\ncomponent = \"main\"\ninclude = [\"apt\", \"ca-certificates\"]\n",
-            self.port,
+            "kind = \"debian-archive\"\nmirrors = [\"https://{}/debian\"]\nkeyring = [{}]\nsuites = [\"bookworm\"]\ncomponent = \"main\"\ninclude = [\"apt\", \"ca-certificates\"]\n",
+            self.authority(),
             keys.join(", ")
         )
     }
