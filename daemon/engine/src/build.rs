@@ -121,6 +121,7 @@ impl Inner {
             {
                 return Ok(result(id, environment, false));
             }
+            self.settle(id).await?;
             step(name.as_str(), self.state_of(id)?, Step::Build)?;
         }
         let staging = self.store.staging(&staging_name(&job)?)?;

@@ -30,7 +30,16 @@ impl Environment {
     pub fn state(&self) -> State {
         if self.sandbox.is_some() { State::Running } else { self.record.state }
     }
+
+    /// Whether it is about to stop by itself, since the last session has ended.
+    pub fn is_ending(&self) -> bool {
+        let lingers = |sandbox: &Arc<Sandbox>| sandbox.linger.load(Ordering::Relaxed);
+        self.sessions.is_empty() && self.sandbox.as_ref().is_some_and(|sandbox| !lingers(sandbox))
+    }
 }
+
+/// An init without sessions ends at once; one that takes longer has got a new one.
+const ENDING: Duration = Duration::from_secs(5);
 
 impl Inner {
     pub(crate) fn with_judge<T>(
@@ -204,6 +213,19 @@ impl Inner {
         }
     }
 
+    /// Wait for the end of an environment that is about to stop by itself, rather than refuse what a stopped one allows.
+    pub(crate) async fn settle(&self, id: &Id) -> Result<(), Error> {
+        let ending = self.with_environment(id, |environment| {
+            environment.sandbox.clone().filter(|_| environment.is_ending())
+        })?;
+        if let Some(sandbox) = ending
+            && tokio::time::timeout(ENDING, sandboxes::gone(&sandbox.pidfd)).await.is_ok()
+        {
+            self.ended(id, &sandbox).await?;
+        }
+        Ok(())
+    }
+
     /// A sandbox is gone, or about to be: forget it, once.
     pub(crate) async fn ended(&self, id: &Id, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         sandboxes::gone(&sandbox.pidfd).await;
@@ -260,6 +282,7 @@ impl Inner {
         job.stage("removing");
         let gate = self.gate(&id);
         let _one_at_a_time = gate.lock().await;
+        self.settle(&id).await?;
         let (record, state, sandbox) = self.with_environment(&id, |environment| {
             (environment.record.clone(), environment.state(), environment.sandbox.clone())
         })?;

@@ -447,8 +447,9 @@ impl Engine {
             );
         }
         let (id, name) = self.named(id)?;
-        let state = self.inner.state_of(&id)?;
-        if !force {
+        let (state, ending) =
+            self.inner.with_environment(&id, |environment| (environment.state(), environment.is_ending()))?;
+        if !force && !ending {
             state::step(&name, state, state::Step::Destroy)?;
         }
         let inner = Arc::clone(&self.inner);
