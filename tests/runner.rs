@@ -2,8 +2,8 @@
 
 mod cases {
     pub mod bus;
-    pub mod confinement;
     pub mod client;
+    pub mod confinement;
     pub mod crash;
     pub mod environments;
     pub mod install;

@@ -101,7 +101,7 @@ fn the_daemon_serves_what_the_xml_says() {
         }
     }
     let log = ["introspect", "--session", "--xml", "-d", "org.casemate.Casemate1", "-o"];
-    let served = text(&gdbus(&world, &[&log[..], &["/org/freedesktop/LogControl1"]].concat()).stdout);
+    let served = text(&gdbus(world, &[&log[..], &["/org/freedesktop/LogControl1"]].concat()).stdout);
     let changes = "org.freedesktop.DBus.Property.EmitsChangedSignal";
     assert_eq!(
         members(&served, "org.freedesktop.LogControl1"),

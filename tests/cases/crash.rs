@@ -213,7 +213,7 @@ fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
 }
 
 /// Flip one bit in the middle of a record.
-fn damage(path: &std::path::Path) {
+fn damage(path: &Path) {
     let mut bytes = std::fs::read(path).expect("a record");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

@@ -66,7 +66,7 @@ fn refusal(mirror: &Mirror, variables: &[(&str, &str)]) -> String {
     world.refused(&["release", "fetch", "debian/bookworm"])
 }
 
-const ARRIVED: &str = "signature";
+const ARRIVED: &str = "verification failed: InRelease";
 
 #[test]
 fn proxies_and_their_exceptions() {

@@ -168,9 +168,10 @@ fn a_terminal_of_the_environments_own() {
     typist.sees("tty=/dev/pts/");
     typist.sees(&format!("owner={}", std::env::var("USER").expect("USER")));
     // ^C reaches the command, not the client.
-    typist.types("sleep 1000; echo code=$?\n");
-    typist.sees("sleep 1000");
+    typist.types("sh -c 'echo ru\"\"ns; exec sleep 1000'; echo code=$?\n");
+    typist.sees("runs");
     typist.types("\x03");
+    typist.sees("code=130");
     typist.types("echo again=$((40+2))\n");
     typist.sees("again=42");
     typist.ends_with(7);
@@ -274,7 +275,7 @@ fn a_background_process_does_not_hold_the_client() {
     let status =
         world.casemate(&["exec", "demo", "--", "sh", "-c", script]).stdout(file).status().expect("casemate");
     assert!(status.success());
-    let written = fs::read_to_string(path).expect("output");
+    let written = std::fs::read_to_string(path).expect("output");
     assert!(written.len() == 1_000_005 && written.ends_with("last\n"), "{}", written.len());
     world.run(&["stop", "--timeout", "0", "demo"]);
 }

@@ -296,10 +296,6 @@ impl World {
         format!("unix:path={}", self.root.join("run/bus").display())
     }
 
-    pub fn runtime(&self) -> PathBuf {
-        self.root.join("run/casemate")
-    }
-
     /// Run the client and see it succeed.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.casemate(arguments).output().expect("casemate");
