@@ -19,8 +19,9 @@ DOC := $(SHARE)/doc/casemate
 SERVICE := dbus-1/services/org.casemate.Casemate1.service
 BUS_POLICY := dbus-1/session.d/org.casemate.Casemate1.conf
 UNIT := systemd/user/casemated.service
+ENVIRONMENT_UNIT := systemd/user/casemate-environment@.service
 
-.PHONY: help setup build demo test soak lint interfaces install uninstall clean
+.PHONY: help setup build demo test test-vm soak lint interfaces install uninstall clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,6 +37,10 @@ demo: ## Fetch a release, build an environment, run a command in it
 
 test: ## Run the whole suite, as an ordinary user
 	@scripts/test
+
+test-vm: ## The cases that need systemd, cgroup v2 or another kernel, in a virtual machine (SUITE=trixie: its kernel)
+	@scripts/setup
+	@tests/vm/test $(or $(SUITE),bookworm)
 
 soak: ## The suite with full counts
 	@CASEMATE_SOAK=1 scripts/test
@@ -58,7 +63,8 @@ install: $(if $(BUILT)$(SUDO_UID),,build) ## Build and install into $(DESTDIR)$(
 	install -D -m 644 -t $(DESTDIR)$(DOC) README.md SECURITY.md CHANGELOG.md examples/demo/casemate.toml
 	install -D -m 644 dbus-policy/org.casemate.Casemate1.service.in $(DESTDIR)$(SHARE)/$(SERVICE)
 	install -D -m 644 systemd/casemated.service.in $(DESTDIR)$(SHARE)/$(UNIT)
-	sed -i 's|@LIBEXECDIR@|$(LIBEXEC)|' $(DESTDIR)$(SHARE)/$(SERVICE) $(DESTDIR)$(SHARE)/$(UNIT)
+	install -D -m 644 systemd/casemate-environment@.service.in $(DESTDIR)$(SHARE)/$(ENVIRONMENT_UNIT)
+	sed -i 's|@LIBEXECDIR@|$(LIBEXEC)|; s|@BINDIR@|$(PREFIX)/bin|' $(addprefix $(DESTDIR)$(SHARE)/,$(SERVICE) $(UNIT) $(ENVIRONMENT_UNIT))
 	install -D -m 644 dbus-policy/org.casemate.Casemate1.conf $(DESTDIR)$(SHARE)/$(BUS_POLICY)
 	install -d $(dir $(addprefix $(DESTDIR)$(SHARE)/,$(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION)))
 	$(BINARIES)/casemate completions bash > $(DESTDIR)$(SHARE)/$(BASH_COMPLETION)
@@ -69,7 +75,7 @@ install: $(if $(BUILT)$(SUDO_UID),,build) ## Build and install into $(DESTDIR)$(
 # Directories that are left empty go too, as far as Debian has none of them of its own.
 uninstall: ## Remove what install installed; stores stay (`casemate purge` before it removes one's own)
 	rm -rf $(DESTDIR)$(PREFIX)/bin/casemate $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(DATA) $(DESTDIR)$(DOC) $(DESTDIR)$(SHARE)/man/man1/casemate*.1
-	cd $(DESTDIR)$(SHARE) && rm -f $(SERVICE) $(BUS_POLICY) $(UNIT) $(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION)
+	cd $(DESTDIR)$(SHARE) && rm -f $(SERVICE) $(BUS_POLICY) $(UNIT) $(ENVIRONMENT_UNIT) $(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION)
 	cd $(DESTDIR)$(SHARE) && for directory in $(dir $(SERVICE) $(BUS_POLICY) $(UNIT) $(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION)) doc man/man1 ../lib ../libexec; do \
 		if [ -d $$directory ]; then rmdir -p --ignore-fail-on-non-empty $$directory; fi; done
 
