@@ -5,7 +5,7 @@
 # Functions run in the order of files and in their order there; the store is one for all. A case fails by any command that
 # fails (set -e), so what must fail is asked for with `refused`.
 #
-# SUITE is bookworm or trixie. There is no network.
+# SUITE is bookworm or trixie. There is no network. Each starts in an empty directory of its own.
 
 fail() {
     echo "$*" >&2
