@@ -6,7 +6,7 @@ use casemate_tests::{World, set_mode, text};
 
 #[test]
 fn sessions() {
-    let (world, project) = World::shared_environment("sessions", "");
+    let (world, project) = World::shared_environment("sessions", "[runtime]\nnetwork = \"none\"\n");
     exit_codes(world);
     streams(world, &project);
     the_users_files(world, &project);

@@ -16,6 +16,10 @@ pub struct Shown {
     pub release: String,
     pub lock_digest: String,
     pub network: String,
+    /// `ADDRESS:HOST:INSIDE/PROTOCOL`
+    pub ports: Vec<String>,
+    /// Destinations; empty where every one is allowed.
+    pub allow: Vec<String>,
     pub id_mode: String,
     pub created_at: u64,
     pub built_at: u64,
@@ -42,6 +46,8 @@ impl Shown {
             release: get(properties, "Release"),
             lock_digest: get(properties, "LockDigest"),
             network: get(properties, "Network"),
+            ports: get(properties, "Ports"),
+            allow: get(properties, "Allow"),
             id_mode: get(properties, "IdMode"),
             created_at: get(properties, "CreatedAt"),
             built_at: get(properties, "BuiltAt"),
@@ -76,6 +82,12 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
         ("lock", shown.lock_digest),
     ] {
         println!("{name:9} {}", printable(&value));
+    }
+    for port in &shown.ports {
+        println!("{:9} {}", "port", printable(port));
+    }
+    for destination in &shown.allow {
+        println!("{:9} {}", "allow", printable(destination));
     }
     for (host, inside, read_only) in &shown.mounts {
         println!(

@@ -202,6 +202,8 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
         ("Release", Variant::from(info.release)),
         ("LockDigest", Variant::from(info.lock_digest)),
         ("Network", Variant::from(info.network)),
+        ("Ports", Variant::from(info.ports)),
+        ("Allow", Variant::from(info.allow)),
         ("Mounts", Variant::from(info.mounts)),
         ("BuiltAt", Variant::from(info.built_at)),
         ("Sessions", Variant::from(info.sessions)),

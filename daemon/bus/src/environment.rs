@@ -211,6 +211,16 @@ impl Environment {
     }
 
     #[zbus(property)]
+    fn ports(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.info()?.ports)
+    }
+
+    #[zbus(property)]
+    fn allow(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.info()?.allow)
+    }
+
+    #[zbus(property)]
     fn mounts(&self) -> fdo::Result<Vec<(String, String, bool)>> {
         Ok(self.info()?.mounts)
     }

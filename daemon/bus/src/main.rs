@@ -55,6 +55,9 @@ struct Options {
     /// Directory of shipped sources, keys and policy [default: ../../lib/casemate beside the daemon's]
     #[arg(long, env = "CASEMATE_DATA")]
     data: Option<PathBuf>,
+    /// The host's resolv.conf(5), which private networks follow
+    #[arg(long, env = "CASEMATE_RESOLVER", default_value = "/etc/resolv.conf")]
+    resolver: PathBuf,
     /// Exit after so many seconds with nothing to do; 0: never
     #[arg(long, default_value_t = 300)]
     idle_exit: u64,
@@ -98,6 +101,8 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         no_proxy: text(&["no_proxy", "NO_PROXY"]),
         ssl_cert_file: text(&["SSL_CERT_FILE"]),
         ssl_cert_dir: text(&["SSL_CERT_DIR"]),
+        resolver: options.resolver.clone(),
+        path: text(&["PATH"]),
         user_name,
         home,
     })

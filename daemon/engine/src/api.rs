@@ -24,6 +24,10 @@ pub struct Settings {
     /// `SSL_CERT_FILE` and `SSL_CERT_DIR` of the daemon, handed to the fetcher; empty where unset.
     pub ssl_cert_file: String,
     pub ssl_cert_dir: String,
+    /// The host's resolv.conf(5).
+    pub resolver: PathBuf,
+    /// `PATH`, where tools of the host are looked for.
+    pub path: String,
     pub user_name: String,
     /// The user's home, for `~/` and for what policy keeps out of mounts.
     pub home: PathBuf,
@@ -99,6 +103,10 @@ pub struct EnvironmentInfo {
     pub release: String,
     pub lock_digest: String,
     pub network: String,
+    /// `ADDRESS:HOST:INSIDE/PROTOCOL`
+    pub ports: Vec<String>,
+    /// Destinations; empty where every one is allowed.
+    pub allow: Vec<String>,
     /// `(host path, inside path, read-only)`
     pub mounts: Vec<(String, String, bool)>,
     /// `range` or `single`.

@@ -44,6 +44,7 @@ impl Inner {
         let mounts = self.with_judge(|judge| {
             judge.policy.judge_limits(&manifest.runtime.resource_limits)?;
             judge.policy.judge_variables(&manifest.environment)?;
+            judge.policy.judge_ports(&manifest.runtime.ports)?;
             manifest
                 .mounts
                 .values()
@@ -217,6 +218,8 @@ impl Inner {
             layers,
             upper,
             network: judged.manifest.runtime.network.as_str().to_owned(),
+            ports: judged.manifest.runtime.ports.clone(),
+            allow: judged.manifest.runtime.allow.clone(),
             manifest: judged.text,
             lock: lock.to_toml(),
             mounts: judged.mounts,
@@ -250,7 +253,7 @@ impl Inner {
         let mount = |child: &str, target: &str| -> Result<Mount, Error> {
             Ok(Mount { source: at(child)?, target: target.into(), read_only: false, no_exec: true })
         };
-        let mut files = self.host_files("resolve", Network::Host);
+        let mut files = self.host_files("resolve", &Network::Host);
         if let Some(bundle) = self.certificates() {
             files.push(PlanFile { path: "/etc/ssl/certs/ca-certificates.crt".into(), content: bundle });
         }
@@ -360,7 +363,7 @@ impl Inner {
             write_account: true,
             network: Network::None,
             mounts: vec![],
-            files: self.host_files(name.as_str(), Network::None),
+            files: self.host_files(name.as_str(), &Network::None),
             deny_unix_sockets: false,
             linger: true,
         };

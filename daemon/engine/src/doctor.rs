@@ -107,6 +107,33 @@ pub async fn examine(inner: &Inner) -> Vec<Finding> {
              remove`); until then nothing is swept from the store",
         ));
     }
+    findings.push(match inner.tool("pasta") {
+        Some(path) => finding("private network", "ok", format!("pasta is {}", path.display()), ""),
+        None => finding(
+            "private network",
+            "broken",
+            "pasta is missing, without which there are \"none\" and \"host\" alone",
+            "install the package passt",
+        ),
+    });
+    findings.push(match inner.tool("nft") {
+        Some(path) => finding("allow-lists", "ok", format!("nft is {}", path.display()), ""),
+        None => finding(
+            "allow-lists",
+            "degraded",
+            "nft is missing: manifests with [runtime] allow are refused",
+            "install the package nftables",
+        ),
+    });
+    let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+    if let Err(error) = tun {
+        findings.push(finding(
+            "private network",
+            "broken",
+            format!("/dev/net/tun: {error}"),
+            "as root: modprobe tun && chmod 666 /dev/net/tun (udev does so at boot)",
+        ));
+    }
     for name in ["casemate-fetch", "casemate-index", "casemate-unpack", "casemate-tree"] {
         let path = inner.settings.libexec.join(name);
         if !path.is_file() {

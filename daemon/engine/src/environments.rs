@@ -82,14 +82,10 @@ impl Inner {
         }
     }
 
-    pub(crate) fn host_files(&self, hostname: &str, network: Network) -> Vec<PlanFile> {
+    pub(crate) fn host_files(&self, hostname: &str, network: &Network) -> Vec<PlanFile> {
         let file = |path: &str, content: String| PlanFile { path: path.into(), content };
-        let resolver = match network {
-            Network::Host => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-            Network::None => String::new(),
-        };
         vec![
-            file("/etc/resolv.conf", resolver),
+            file("/etc/resolv.conf", self.resolver_file(network)),
             file("/etc/hostname", format!("{hostname}\n")),
             file(
                 "/etc/hosts",
@@ -125,7 +121,7 @@ impl Inner {
             }
         }
         step(&record.name, record.state, Step::Start)?;
-        let network = if record.network == "host" { Network::Host } else { Network::None };
+        let network = self.plan_network(&record)?;
         let upper = self.store.upper_path(&record.upper);
         let mounts =
             self.with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
@@ -141,9 +137,9 @@ impl Inner {
             ids: self.plan_ids(),
             user: self.account(&record.layers),
             write_account: false,
+            files: self.host_files(&record.name, &network),
             network,
             mounts,
-            files: self.host_files(&record.name, network),
             deny_unix_sockets: false,
             linger,
         };

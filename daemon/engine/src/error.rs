@@ -16,6 +16,7 @@ pub enum ErrorKind {
     InvalidLock,
     IllegalTransition,
     MountDenied,
+    PortDenied,
     DeviceDenied,
     VariableDenied,
     ResourceLimitExceeded,
@@ -33,6 +34,7 @@ pub enum ErrorKind {
     TooManyRequests,
     Unsupported,
     IdsUnavailable,
+    ToolMissing,
     SandboxFailed,
     WorkerFailed,
     Io,
@@ -84,6 +86,8 @@ pub enum Error {
     Stopping,
     #[error("cancelled")]
     Cancelled,
+    #[error("{tool} is not installed, and {key} needs it: install the package {package}")]
+    ToolMissing { tool: &'static str, package: &'static str, key: &'static str },
     #[error("the sandbox of {name:?} could not be set up: {message}")]
     Sandbox { name: String, message: String },
     #[error("{path}: {message}")]
@@ -146,6 +150,7 @@ impl Error {
             Self::Refused(Refusal::MountDenied { .. }) => ErrorKind::MountDenied,
             Self::Refused(Refusal::VariableDenied { .. }) => ErrorKind::VariableDenied,
             Self::Refused(Refusal::ResourceLimitExceeded { .. }) => ErrorKind::ResourceLimitExceeded,
+            Self::Refused(Refusal::PortDenied { .. }) => ErrorKind::PortDenied,
             Self::Refused(Refusal::DeviceDenied { .. }) => ErrorKind::DeviceDenied,
             Self::LimitUnenforceable(_) => ErrorKind::ResourceLimitUnenforceable,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
@@ -172,6 +177,7 @@ impl Error {
             Self::TooManyJobs { .. } => ErrorKind::TooManyRequests,
             Self::Busy { .. } | Self::Stopping => ErrorKind::Busy,
             Self::Cancelled => ErrorKind::Cancelled,
+            Self::ToolMissing { .. } => ErrorKind::ToolMissing,
             Self::Sandbox { .. } => ErrorKind::SandboxFailed,
         }
     }

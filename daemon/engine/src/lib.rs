@@ -16,6 +16,7 @@ mod environments;
 mod error;
 mod jobs;
 mod mounts;
+mod network;
 mod packages;
 mod records;
 mod recovery;
@@ -291,6 +292,8 @@ impl Engine {
             release: record.release.clone(),
             lock_digest: record.lock_digest.clone(),
             network: record.network.clone(),
+            ports: record.ports.iter().map(ToString::to_string).collect(),
+            allow: record.allow.iter().flatten().map(ToString::to_string).collect(),
             mounts: record.mounts.iter().map(|m| (m.host.clone(), m.target.clone(), m.read_only)).collect(),
             id_mode: self.id_mode(),
             created_at: record.created_at,

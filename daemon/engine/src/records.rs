@@ -96,6 +96,9 @@ pub struct EnvironmentRecord {
     /// The writable directory, `uppers/<upper>`.
     pub upper: Id,
     pub network: String,
+    #[serde(default)]
+    pub ports: Vec<casemate_manifest::Port>,
+    pub allow: Option<Vec<casemate_manifest::Destination>>,
     pub manifest: String,
     pub lock: String,
     #[serde(default)]

@@ -2,6 +2,7 @@
 
 mod lock;
 mod manifest;
+mod network;
 mod policy;
 mod variables;
 
@@ -10,6 +11,7 @@ pub use manifest::{
     Base, Gui, Hardware, Manifest, ManifestError, Mount, Network, ResourceLimits, Runtime, System,
     Unsupported,
 };
+pub use network::{Destination, Host, Port, Protocol};
 pub use policy::{MountQuestion, MountRules, Policy, PolicyError, Refusal};
 pub use variables::{SessionAccount, session_variables};
 

@@ -8,6 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::locate;
+use crate::network::{Destination, Port};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ManifestError {
@@ -116,9 +117,10 @@ impl<'de> Deserialize<'de> for Mount {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// Loopback alone. The default until `private` is there.
-    #[default]
+    /// Loopback alone.
     None,
+    /// A network of its own with a way out.
+    #[default]
     Private,
     Host,
 }
@@ -140,6 +142,11 @@ pub struct Runtime {
     pub backend: Option<String>,
     #[serde(default)]
     pub network: Network,
+    /// Published ports.
+    #[serde(default)]
+    pub ports: Vec<Port>,
+    /// Where it may go, if not everywhere.
+    pub allow: Option<Vec<Destination>>,
     #[serde(default)]
     pub resource_limits: ResourceLimits,
 }
@@ -228,6 +235,26 @@ impl Manifest {
         if let Some(twice) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
             return bad("mounts", twice[0], "is the target of two mounts");
         }
+        if let Some(port) = self.runtime.ports.first()
+            && self.runtime.network != Network::Private
+        {
+            return bad("runtime.ports", &port.to_string(), "needs runtime.network = \"private\"");
+        }
+        if let Some(list) = &self.runtime.allow {
+            let all = list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            if list.is_empty() {
+                return bad("runtime.allow", &all, "allows nothing; that is runtime.network = \"none\"");
+            }
+            if self.runtime.network != Network::Private {
+                return bad("runtime.allow", &all, "needs runtime.network = \"private\"");
+            }
+        }
+        // pasta takes each but once, whatever the address.
+        let mut taken: Vec<_> = self.runtime.ports.iter().map(|port| (port.host, port.protocol)).collect();
+        taken.sort_unstable();
+        if let Some(twice) = taken.windows(2).find(|pair| pair[0] == pair[1]) {
+            return bad("runtime.ports", &twice[0].0.to_string(), "is published twice");
+        }
         match self.runtime.backend.as_deref() {
             None | Some("namespace" | "oci") => Ok(()),
             Some(other) => bad("runtime.backend", other, "is no backend; choose \"namespace\" or \"oci\""),
@@ -251,11 +278,6 @@ impl Manifest {
             self.runtime.backend.as_deref() == Some("oci"),
             "runtime.backend",
             "only \"namespace\" is there so far",
-        );
-        add(
-            self.runtime.network == Network::Private,
-            "runtime.network",
-            "\"private\" is not there yet; choose \"none\" or \"host\"",
         );
         found
     }
@@ -365,6 +387,12 @@ cpu_shares = 512
             ("release = ", "image = \"x\"\nrelease = "),
             ("\"namespace\"", "\"chroot\""),
             ("2048", "\"2048\""),
+            ("network = \"host\"", "network = \"host\"\nports = [\"8080:80\"]"),
+            ("network = \"host\"", "ports = [\"8080:80\", \"0.0.0.0:8080:81/tcp\"]"),
+            ("network = \"host\"", "ports = [\"8080\"]"),
+            ("network = \"host\"", "network = \"host\"\nallow = [\"a.example\"]"),
+            ("network = \"host\"", "allow = []"),
+            ("network = \"host\"", "allow = [\"a b\"]"),
         ] {
             let text = FULL.replace(from, to);
             assert!(Manifest::parse(&text).is_err(), "{from} → {to}");

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::locate;
 use crate::manifest::ResourceLimits;
+use crate::network::Port;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("line {line}, column {column}: {message}")]
@@ -29,6 +30,10 @@ pub enum Refusal {
         "{key} = {asked} is above the {bound} that policy allows; lower it, or raise {key} in policy.toml, [resource_limits]"
     )]
     ResourceLimitExceeded { key: &'static str, asked: u64, bound: u64 },
+    #[error(
+        "port {port} denied: {host} is below {lowest}, the lowest of the host that policy lets environments publish; choose a higher one, or change [network] in policy.toml"
+    )]
+    PortDenied { port: String, host: u16, lowest: u16 },
     #[error("device {name:?} denied; to allow it, add it to [devices] in policy.toml")]
     DeviceDenied { name: String },
 }
@@ -39,6 +44,7 @@ pub struct Policy {
     mounts: Mounts,
     devices: Devices,
     variables: Variables,
+    network: NetworkRules,
     resource_limits: Bounds,
 }
 
@@ -61,6 +67,13 @@ struct Devices {
 #[serde(deny_unknown_fields, default)]
 struct Variables {
     denied: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NetworkRules {
+    /// Lowest port of the host that may be published.
+    lowest_port: u16,
 }
 
 /// Upper bounds. The defaults are beyond any machine this runs on, so that only a slip of the pen meets them.
@@ -109,6 +122,13 @@ impl Default for Variables {
     fn default() -> Self {
         let names = ["SSH_AUTH_SOCK", "GPG_AGENT_INFO", "AWS_SECRET_ACCESS_KEY", "DOCKER_HOST"];
         Self { denied: names.map(str::to_owned).to_vec() }
+    }
+}
+
+impl Default for NetworkRules {
+    fn default() -> Self {
+        // Below, the kernel asks for rights that the user does not have.
+        Self { lowest_port: 1024 }
     }
 }
 
@@ -227,6 +247,14 @@ impl Policy {
         Ok(())
     }
 
+    pub fn judge_ports(&self, ports: &[Port]) -> Result<(), Refusal> {
+        let lowest = self.network.lowest_port;
+        match ports.iter().find(|port| port.host < lowest) {
+            None => Ok(()),
+            Some(port) => Err(Refusal::PortDenied { port: port.to_string(), host: port.host, lowest }),
+        }
+    }
+
     pub fn judge_device(&self, name: &str) -> Result<(), Refusal> {
         if self.devices.allowed.iter().any(|allowed| allowed == name) {
             return Ok(());
@@ -304,6 +332,9 @@ mod tests {
             policy.judge_limits(&limits),
             Err(Refusal::ResourceLimitExceeded { key: "memory_limit_mb", asked: 2048, bound: 1024 })
         );
+        let port = |text: &str| [text.parse().expect("a port")];
+        assert_eq!(policy.judge_ports(&port("8080:80")), Ok(()));
+        assert!(matches!(policy.judge_ports(&port("1023:80")), Err(Refusal::PortDenied { host: 1023, .. })));
         assert!(policy.judge_device("kvm").is_ok());
         assert!(policy.judge_device("gpu").is_err());
         for name in ["SSH_AUTH_SOCK", "LD_PRELOAD", "HOME"] {

@@ -10,6 +10,7 @@
 mod account;
 mod filter;
 mod mounts;
+mod network;
 mod server;
 mod session;
 mod sys;
@@ -52,6 +53,11 @@ pub enum InitError {
         "this kernel's Landlock can't keep sockets and signals apart ({0}); network = \"host\" needs Linux 6.12 or later"
     )]
     Landlock(String),
+    #[error("network: {0}")]
+    Network(String),
+    /// What the keeper of the network said.
+    #[error("{0}")]
+    Keeper(String),
     #[error("descriptors are missing from the request")]
     Descriptors,
     #[error(transparent)]
@@ -139,7 +145,12 @@ fn inode(proc: &OwnedFd, path: &str) -> Result<u64, InitError> {
 }
 
 /// PID 1, from its birth to its end.
-fn init(plan: Plan, events: &mut File, parent: OwnedFd) -> Result<(), InitError> {
+fn init(
+    plan: Plan,
+    events: &mut File,
+    parent: OwnedFd,
+    connection: Option<network::Connection>,
+) -> Result<(), InitError> {
     die_with_parent(true)?;
     if let Network::Host = plan.network {
         session::can_scope()?;
@@ -179,6 +190,9 @@ fn init(plan: Plan, events: &mut File, parent: OwnedFd) -> Result<(), InitError>
         "keep the control socket from sessions",
         rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC),
     )?;
+    if let Some(connection) = &connection {
+        connection.ready()?;
+    }
     // Only now: the kernel notes who listens, and that is whom a daemon takes for the environment.
     step("listen", rustix::net::listen(&listener, 16))?;
     die_with_parent(false)?;
@@ -192,7 +206,8 @@ fn init(plan: Plan, events: &mut File, parent: OwnedFd) -> Result<(), InitError>
     step("tell our parent", nix::unistd::write(&parent, b"\n"))?;
     drop(parent);
     let sessions = session::Sessions { plan, inner, filters };
-    server::Server { sessions, listener, signals, namespaces }.serve()
+    server::Server { sessions, listener, signals, namespaces }.serve()?;
+    connection.map_or(Ok(()), network::Connection::end)
 }
 
 fn launch(events: &mut File) -> Result<(), InitError> {
@@ -222,8 +237,17 @@ fn launch(events: &mut File) -> Result<(), InitError> {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
-    if plan.network == Network::None {
-        spaces |= CloneFlags::CLONE_NEWNET;
+    let mut connection = None;
+    match &plan.network {
+        Network::None => spaces |= CloneFlags::CLONE_NEWNET,
+        Network::Private(private) => {
+            let begun = network::begin(private)?;
+            // By itself: what attaching starts would be PID 1 of the new pid namespace, and the last one of it.
+            step("make a network namespace", unshare(CloneFlags::CLONE_NEWNET))?;
+            begun.attach(private)?;
+            connection = Some(begun);
+        }
+        Network::Host => {}
     }
     step("make namespaces", unshare(spaces))?;
     let (ready, ready_in) = step("make a pipe", nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC))?;
@@ -231,7 +255,7 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     match step("fork", unsafe { fork() })? {
         ForkResult::Child => {
             drop(ready);
-            let result = init(plan, events, ready_in);
+            let result = init(plan, events, ready_in, connection);
             if let Err(error) = &result {
                 eprintln!("casemate-init: {error}");
                 let failure = Failure::new(FailureKind::Io, "sandbox", error.to_string());

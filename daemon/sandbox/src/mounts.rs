@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use casemate_sandbox::plan::{Mount, Network, Plan, Root, Source};
+use casemate_sandbox::plan::{Ids, Mount, Network, Plan, Root, Source};
 use nix::mount::{MntFlags, MsFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -186,7 +186,7 @@ impl Tree {
             self.node(name)?;
         }
         let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
-        if matches!(plan.ids, casemate_sandbox::plan::Ids::Range { .. }) {
+        if matches!(plan.ids, Ids::Range { .. }) {
             // Group `tty`, as everywhere.
             options.push(("gid", "5"));
         }
@@ -271,7 +271,7 @@ impl Tree {
             let mode = Mode::from_raw_mode(mode);
             step("set a mode in /run", rustix::fs::chmodat(&self.root, &path[1..], mode, AtFlags::empty()))?;
         }
-        if matches!(plan.ids, casemate_sandbox::plan::Ids::Range { .. }) {
+        if matches!(plan.ids, Ids::Range { .. }) {
             let owner = (rustix::fs::Uid::from_raw(plan.user.uid), rustix::fs::Gid::from_raw(plan.user.gid));
             let chown =
                 rustix::fs::chownat(&self.root, &user[1..], Some(owner.0), Some(owner.1), AtFlags::empty());
@@ -349,7 +349,9 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     // A new /proc may be mounted only while a whole one is in sight: the host's, until the root changes.
     let proc = file_system("proc", &[], safe)?;
     let sys = match plan.network {
-        Network::None => file_system("sysfs", &[], safe | MountAttrFlags::MOUNT_ATTR_RDONLY)?,
+        Network::None | Network::Private(_) => {
+            file_system("sysfs", &[], safe | MountAttrFlags::MOUNT_ATTR_RDONLY)?
+        }
         Network::Host => {
             let host =
                 step("open /sys", open_path(CWD, "/sys", OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS))?;
@@ -368,8 +370,8 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     tree.mount(&sys, "/sys")?;
     tree.devices(plan)?;
     tree.runtime(plan)?;
-    if plan.network == Network::None {
-        network(&proc)?;
+    if plan.network != Network::Host {
+        network(&proc, plan.ids)?;
     }
     tree.mask()?;
     tree.files(plan)?;
@@ -380,25 +382,23 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
 }
 
 /// What root inside expects of a network of its own: loopback up, low ports and ping without capabilities in it.
-fn network(proc: &OwnedFd) -> Result<(), InitError> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    let socket = step(
-        "make a socket",
-        socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None),
-    )?;
-    step("bring loopback up", sys::loopback_up(socket.as_fd()))?;
+fn network(proc: &OwnedFd, ids: Ids) -> Result<(), InitError> {
+    step("bring loopback up", sys::loopback_up())?;
+    // The kernel compares the host's numbers: the user's own group lies below the range that all others are in.
+    let groups = match ids {
+        Ids::Range { group, .. } if group < casemate_worker::ids::COUNT => format!("{group} 65535"),
+        // Too high a number for one range with the others: ping is root's.
+        Ids::Range { .. } => "0 65535".to_owned(),
+        Ids::Single { .. } => "0 0".to_owned(),
+    };
     for (path, value) in
-        [("sys/net/ipv4/ip_unprivileged_port_start", "0"), ("sys/net/ipv4/ping_group_range", "0 65535")]
+        [("sys/net/ipv4/ip_unprivileged_port_start", "0"), ("sys/net/ipv4/ping_group_range", groups.as_str())]
     {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let write = rustix::fs::openat(proc, path, flags, Mode::empty())
             .map_err(io::Error::from)
             .and_then(|file| File::from(file).write_all(value.as_bytes()));
-        match write {
-            // With one id, group 65535 is not mapped, and the kernel refuses the range: ping then needs root.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            other => step(path, other)?,
-        }
+        step(path, write)?;
     }
     Ok(())
 }

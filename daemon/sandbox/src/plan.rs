@@ -4,10 +4,12 @@
 //! A plan travels as one JSON document on init's standard input. Paths of sources are the host's, absolute; init opens
 //! each with openat2 in its own mount namespace and compares device and inode with what the daemon judged ([`Inode`]).
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use serde::{Deserialize, Serialize};
 
 /// Version of plan and control protocol. An init answers with the version it speaks for as long as it lives.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,13 +79,75 @@ pub struct Account {
     pub shell: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Network {
     /// A namespace of its own with loopback alone.
     None,
+    /// A namespace of its own, which pasta connects to the outside.
+    Private(Private),
     /// The host's, with abstract sockets and signals scoped by Landlock.
     Host,
+}
+
+/// Where the name server of a private network listens.
+pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Private {
+    /// The program pasta(1).
+    pub pasta: String,
+    /// The host's resolv.conf(5), followed for as long as the environment runs.
+    pub resolver: String,
+    pub ports: Vec<Port>,
+    /// Where the environment may go, if not everywhere.
+    pub allow: Option<Allow>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allow {
+    /// The program nft(8).
+    pub nft: String,
+    pub destinations: Vec<Destination>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Destination {
+    pub host: Host,
+    /// Of TCP and UDP; without it everything.
+    pub port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Host {
+    /// In lower case; `*.` before it stands for all names below it.
+    Name(String),
+    Network {
+        address: IpAddr,
+        bits: u8,
+    },
+}
+
+/// A port of the host that leads inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// Where the host listens.
+    pub address: IpAddr,
+    pub host: u16,
+    pub inside: u16,
+    pub protocol: Protocol,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    Tcp,
+    Udp,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -83,18 +83,19 @@ pub fn can_scope() -> Result<(), InitError> {
         .map_err(|error| InitError::Landlock(error.to_string()))
 }
 
-impl Sessions {
-    fn bound(keep: CapabilitySet) -> Result<(), InitError> {
-        for capability in CapabilitySet::all().iter().filter(|capability| !keep.contains(*capability)) {
-            match rustix::thread::remove_capability_from_bounding_set(capability) {
-                // A capability that this kernel does not know.
-                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-                Err(error) => return step("drop a capability", Err(error)),
-            }
+/// Take all capabilities but `keep` out of the bounding set.
+pub fn bound(keep: CapabilitySet) -> Result<(), InitError> {
+    for capability in CapabilitySet::all().iter().filter(|capability| !keep.contains(*capability)) {
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // A capability that this kernel does not know.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return step("drop a capability", Err(error)),
         }
-        Ok(())
     }
+    Ok(())
+}
 
+impl Sessions {
     fn become_root(&self) -> Result<(), InitError> {
         if let Ids::Range { .. } = self.plan.ids {
             step("enter the inner namespace", setns(&self.inner, CloneFlags::CLONE_NEWUSER))?;
@@ -115,7 +116,7 @@ impl Sessions {
             }
             step("set the filter", self.filters.apply())?;
         }
-        Self::bound(ROOT)?;
+        bound(ROOT)?;
         let sets = CapabilitySets { effective: ROOT, permitted: ROOT, inheritable: CapabilitySet::empty() };
         step("drop capabilities", rustix::thread::set_capabilities(None, sets))
     }
@@ -124,7 +125,7 @@ impl Sessions {
         let user = &self.plan.user;
         match self.plan.ids {
             Ids::Range { .. } => {
-                Self::bound(CapabilitySet::empty())?;
+                bound(CapabilitySet::empty())?;
                 step("drop groups", setgroups(&[]))?;
                 let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
                 step("become the user", setresgid(gid, gid, gid))?;
@@ -132,7 +133,7 @@ impl Sessions {
             }
             Ids::Single { .. } => {
                 step("enter the user's namespace", setns(&self.inner, CloneFlags::CLONE_NEWUSER))?;
-                Self::bound(CapabilitySet::empty())?;
+                bound(CapabilitySet::empty())?;
             }
         }
         drop_capabilities(CapabilitySet::empty())?;

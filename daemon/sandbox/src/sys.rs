@@ -38,7 +38,9 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Re
 }
 
 /// Bring up the loopback interface of this network namespace.
-pub fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
+pub fn loopback_up() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     // SAFETY: an all-zero ifreq is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as libc::c_char;
@@ -71,4 +73,21 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
 pub fn install(from: &OwnedFd, to: i32) -> io::Result<()> {
     // SAFETY: dup2 takes no pointers; the caller passes 0, 1 or 2, which nothing here owns.
     check(unsafe { libc::dup2(from.as_raw_fd(), to) }.into())
+}
+
+/// Close every descriptor from 3 on but those of `keep`.
+pub fn close_all_but(keep: &[i32]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|descriptor| u32::try_from(*descriptor).ok()).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for end in keep.into_iter().map(Some).chain([None]) {
+        let last = end.map_or(u32::MAX, |end| end.saturating_sub(1));
+        if first <= last {
+            // SAFETY: close_range takes no pointers. It runs in a process that was just forked, which uses none of the
+            // descriptors that are closed, and ends without dropping their owners.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+        first = end.map_or(u32::MAX, |end| end + 1);
+    }
+    Ok(())
 }

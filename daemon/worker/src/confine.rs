@@ -165,7 +165,7 @@ pub fn confine(
                     return Err(ConfineError::Arguments);
                 }
             }
-            layers.push(root(profile.root)?);
+            layers.push(enter_root(profile.root)?);
             if let (Some((_, ready)), Some((go, go_in))) = (to_parent, to_child) {
                 drop(go_in);
                 // Our maps are written by our parent: for that moment our files in /proc must be its own.
@@ -211,8 +211,8 @@ fn wait_and_exit(child: nix::unistd::Pid) -> ! {
     std::process::exit(code)
 }
 
-/// Make the mount namespace's root what the profile says.
-fn root(root: RootDirectory) -> Result<&'static str, ConfineError> {
+/// Make the root of our own mount namespace what the profile says.
+pub fn enter_root(root: RootDirectory) -> Result<&'static str, ConfineError> {
     let none = None::<&str>;
     step("make mounts private", mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))?;
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -76,6 +76,26 @@ pub const FETCH: Profile = Profile {
     ],
 };
 
+/// The relay of names of a private network, beside `casemate-init`: what [`FETCH`] may, and to be asked.
+pub const RELAY: &[Allowed] = &[
+    Allowed(libc::SYS_socket, TCP),
+    Allowed(libc::SYS_socket, TCP_DEFAULT),
+    Allowed(libc::SYS_socket, TCP6),
+    Allowed(libc::SYS_socket, TCP6_DEFAULT),
+    Allowed(libc::SYS_socket, UDP),
+    Allowed(libc::SYS_socket, UDP_DEFAULT),
+    Allowed(libc::SYS_socket, UDP6),
+    Allowed(libc::SYS_socket, UDP6_DEFAULT),
+    allow(libc::SYS_bind),
+    allow(libc::SYS_connect),
+    allow(libc::SYS_accept4),
+    allow(libc::SYS_sendto),
+    allow(libc::SYS_recvfrom),
+    allow(libc::SYS_getsockopt),
+    allow(libc::SYS_setsockopt),
+    Allowed(libc::SYS_ioctl, NONBLOCKING),
+];
+
 /// Bytes in, a catalogue out.
 pub const INDEX: Profile = Profile {
     name: "casemate-index",

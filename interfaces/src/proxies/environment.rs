@@ -62,6 +62,14 @@ pub trait Environment {
     #[zbus(property)]
     fn network(&self) -> zbus::Result<String>;
 
+    /// Ports property
+    #[zbus(property)]
+    fn ports(&self) -> zbus::Result<Vec<String>>;
+
+    /// Allow property
+    #[zbus(property)]
+    fn allow(&self) -> zbus::Result<Vec<String>>;
+
     /// Mounts property
     #[zbus(property)]
     fn mounts(&self) -> zbus::Result<Vec<(String, String, bool)>>;
