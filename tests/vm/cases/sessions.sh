@@ -21,6 +21,17 @@ END
     equal "status of what can't be executed" $status 126
 }
 
+case_a_terminal_of_its_own() {
+    environment demo
+    local output status=0
+    # `script` gives the client a terminal.
+    output=$(script --quiet --return --command "stty rows 31 cols 99; casemate enter demo -- sh -c 'tty; stty size; exit 5'" \
+        /dev/null </dev/null) || status=$?
+    contains "what is seen of the terminal" "$output" /dev/pts/
+    contains "its size" "$output" "31 99"
+    equal "status" $status 5
+}
+
 case_root_inside_is_nobody_outside() {
     environment demo
     equal "root inside" "$(casemate exec --root demo -- id -u)" 0
