@@ -1,15 +1,16 @@
 //! Manifest, lock, policy and the variables of a session: pure, without I/O, clock or environment of their own.
 
+mod limits;
 mod lock;
 mod manifest;
 mod network;
 mod policy;
 mod variables;
 
+pub use limits::{BadLimit, Cpus, ResourceLimits};
 pub use lock::{Lock, LockError, LockedBase, LockedPackage};
 pub use manifest::{
-    Base, Gui, Hardware, Manifest, ManifestError, Mount, Network, ResourceLimits, Runtime, System,
-    Unsupported,
+    Base, Gui, Hardware, Manifest, ManifestError, Mount, Network, Runtime, System, Unsupported,
 };
 pub use network::{Destination, Host, Port, Protocol};
 pub use policy::{MountQuestion, MountRules, Policy, PolicyError, Refusal};

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::limits::ResourceLimits;
 use crate::locate;
 use crate::network::{Destination, Port};
 
@@ -151,23 +152,6 @@ pub struct Runtime {
     pub resource_limits: ResourceLimits,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ResourceLimits {
-    /// MiB.
-    pub memory_limit_mb: Option<u64>,
-    /// 1 to 10,000; 1,024 is the share of one who asks for nothing.
-    pub cpu_shares: Option<u64>,
-    /// Processes and threads.
-    pub pids: Option<u64>,
-}
-
-impl ResourceLimits {
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 /// Something a manifest may say but this version can't do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsupported {
@@ -254,6 +238,10 @@ impl Manifest {
         taken.sort_unstable();
         if let Some(twice) = taken.windows(2).find(|pair| pair[0] == pair[1]) {
             return bad("runtime.ports", &twice[0].0.to_string(), "is published twice");
+        }
+        if let Err(error) = self.runtime.resource_limits.check() {
+            let key = format!("runtime.resource_limits.{}", error.key);
+            return bad(&key, &error.value, error.rule);
         }
         match self.runtime.backend.as_deref() {
             None | Some("namespace" | "oci") => Ok(()),
@@ -393,6 +381,10 @@ cpu_shares = 512
             ("network = \"host\"", "network = \"host\"\nallow = [\"a.example\"]"),
             ("network = \"host\"", "allow = []"),
             ("network = \"host\"", "allow = [\"a b\"]"),
+            ("2048", "1"),
+            ("cpu_shares = 512", "cpus = 0"),
+            ("cpu_shares = 512", "cpus = \"2\""),
+            ("cpu_shares = 512", "pids = 1"),
         ] {
             let text = FULL.replace(from, to);
             assert!(Manifest::parse(&text).is_err(), "{from} → {to}");

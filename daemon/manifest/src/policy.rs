@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::limits::{Cpus, ResourceLimits};
 use crate::locate;
-use crate::manifest::ResourceLimits;
 use crate::network::Port;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Refusal {
     #[error(
         "{key} = {asked} is above the {bound} that policy allows; lower it, or raise {key} in policy.toml, [resource_limits]"
     )]
-    ResourceLimitExceeded { key: &'static str, asked: u64, bound: u64 },
+    ResourceLimitExceeded { key: &'static str, asked: String, bound: String },
     #[error(
         "port {port} denied: {host} is below {lowest}, the lowest of the host that policy lets environments publish; choose a higher one, or change [network] in policy.toml"
     )]
@@ -81,8 +81,11 @@ struct NetworkRules {
 #[serde(deny_unknown_fields, default)]
 struct Bounds {
     memory_limit_mb: u64,
+    swap_limit_mb: u64,
     cpu_shares: u64,
+    cpus: Cpus,
     pids: u64,
+    io_weight: u64,
 }
 
 impl Default for Mounts {
@@ -134,7 +137,14 @@ impl Default for NetworkRules {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { memory_limit_mb: 1 << 20, cpu_shares: 10_000, pids: 65_536 }
+        Self {
+            memory_limit_mb: 1 << 20,
+            swap_limit_mb: 1 << 20,
+            cpu_shares: 10_000,
+            cpus: Cpus::from_thousandths(1_024_000),
+            pids: 65_536,
+            io_weight: 10_000,
+        }
     }
 }
 
@@ -237,12 +247,19 @@ impl Policy {
         let bounds = &self.resource_limits;
         for (key, asked, bound) in [
             ("memory_limit_mb", limits.memory_limit_mb, bounds.memory_limit_mb),
+            ("swap_limit_mb", limits.swap_limit_mb, bounds.swap_limit_mb),
             ("cpu_shares", limits.cpu_shares, bounds.cpu_shares),
             ("pids", limits.pids, bounds.pids),
+            ("io_weight", limits.io_weight, bounds.io_weight),
         ] {
             if let Some(asked) = asked.filter(|asked| *asked > bound) {
+                let (asked, bound) = (asked.to_string(), bound.to_string());
                 return Err(Refusal::ResourceLimitExceeded { key, asked, bound });
             }
+        }
+        if let Some(asked) = limits.cpus.filter(|asked| *asked > bounds.cpus) {
+            let (asked, bound) = (asked.to_string(), bounds.cpus.to_string());
+            return Err(Refusal::ResourceLimitExceeded { key: "cpus", asked, bound });
         }
         Ok(())
     }
@@ -330,11 +347,20 @@ mod tests {
         let limits = ResourceLimits { memory_limit_mb: Some(2048), ..ResourceLimits::default() };
         assert_eq!(
             policy.judge_limits(&limits),
-            Err(Refusal::ResourceLimitExceeded { key: "memory_limit_mb", asked: 2048, bound: 1024 })
+            Err(Refusal::ResourceLimitExceeded {
+                key: "memory_limit_mb",
+                asked: "2048".into(),
+                bound: "1024".into()
+            })
         );
         let port = |text: &str| [text.parse().expect("a port")];
         assert_eq!(policy.judge_ports(&port("8080:80")), Ok(()));
         assert!(matches!(policy.judge_ports(&port("1023:80")), Err(Refusal::PortDenied { host: 1023, .. })));
+        let limits =
+            ResourceLimits { cpus: Some(Cpus::from_thousandths(1_500)), ..ResourceLimits::default() };
+        assert_eq!(policy.judge_limits(&limits), Ok(()));
+        let error = Policy::parse("[resource_limits]\ncpus = 1.25\n").expect("good").judge_limits(&limits);
+        assert!(error.expect_err("refused").to_string().contains("cpus = 1.5 is above the 1.25"));
         assert!(policy.judge_device("kvm").is_ok());
         assert!(policy.judge_device("gpu").is_err());
         for name in ["SSH_AUTH_SOCK", "LD_PRELOAD", "HOME"] {
