@@ -25,6 +25,8 @@ use crate::session::{Sessions, Streams};
 const CONNECTIONS_MAX: usize = 16;
 /// An environment that nobody ever uses ends after this.
 const UNUSED: Duration = Duration::from_secs(10);
+/// What sessions have to end in when nobody says how long.
+const STOP: Duration = Duration::from_secs(10);
 
 struct Running {
     number: u64,
@@ -85,7 +87,12 @@ impl Server {
             }
             let ready = self.wait(&state, deadline)?;
             if ready[0] {
-                while let Ok(Some(_)) = self.signals.read_signal() {}
+                while let Ok(Some(signal)) = self.signals.read_signal() {
+                    // The service manager's, at the end of the user's session: from within one has a pid here.
+                    if signal.ssi_signo == Signal::SIGTERM as u32 && signal.ssi_pid == 0 {
+                        begin_stop(&mut state, STOP);
+                    }
+                }
                 self.reap(&mut state);
             }
             // The newest connections are at the end: serve the old ones first, so that indexes hold.
@@ -218,13 +225,7 @@ impl Server {
                 }
             }
             Request::Stop { timeout_ms } => {
-                for pid in state.running.keys() {
-                    // SIGHUP beside SIGTERM: interactive shells ignore the latter. One that is gone needs neither.
-                    let _ = kill(Pid::from_raw(*pid), Signal::SIGTERM);
-                    let _ = kill(Pid::from_raw(*pid), Signal::SIGHUP);
-                    let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
-                }
-                state.stop_at = Some(Instant::now() + Duration::from_millis(timeout_ms.min(3_600_000)));
+                begin_stop(state, Duration::from_millis(timeout_ms.min(3_600_000)));
                 (Reply::Done, vec![])
             }
             Request::Exec(_) if state.stop_at.is_some() => refused("the environment is stopping"),
@@ -288,6 +289,16 @@ impl Server {
             }
         }
     }
+}
+
+fn begin_stop(state: &mut State, timeout: Duration) {
+    for pid in state.running.keys() {
+        // SIGHUP beside SIGTERM: interactive shells ignore the latter. One that is gone needs neither.
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGTERM);
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGHUP);
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+    }
+    state.stop_at = Some(Instant::now() + timeout);
 }
 
 impl Running {
