@@ -8,6 +8,7 @@ mod cases {
     pub mod environments;
     pub mod install;
     pub mod judgement;
+    pub mod limits;
     pub mod network;
     pub mod peers;
     pub mod proxies;

@@ -50,7 +50,12 @@ enum Command {
     /// Open a shell, or a command, in a terminal of an environment
     Enter(commands::enter::Enter),
     /// Start an environment and keep it running
-    Start { environment: String },
+    Start {
+        environment: String,
+        /// Run it although this machine cannot enforce its limits
+        #[arg(long)]
+        unenforced_limits: bool,
+    },
     /// Stop an environment
     Stop {
         environment: String,
@@ -58,6 +63,28 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         timeout: u64,
     },
+    /// Stop an environment and start it again
+    Restart {
+        environment: String,
+        /// Seconds until what still runs is killed
+        #[arg(long, default_value_t = 10)]
+        timeout: u64,
+        /// Run it although this machine cannot enforce its limits
+        #[arg(long)]
+        unenforced_limits: bool,
+    },
+    /// Kill an environment, or send its sessions a signal
+    Kill(commands::kill::Kill),
+    /// Freeze all processes of an environment
+    Pause { environment: String },
+    /// Let the processes of a paused environment go on
+    Unpause { environment: String },
+    /// Wait until an environment stops; print the exit code of the session that ended last
+    Wait { environment: String },
+    /// Show or change the limits of an environment
+    Limits(commands::limits::Limits),
+    /// Show what environments use
+    Stats(commands::stats::Stats),
     /// Remove an environment and all its files
     Destroy {
         environment: String,
@@ -128,8 +155,19 @@ async fn run(cli: Cli) -> Result<u8, bus::Failure> {
         Command::Show { environment, json } => commands::show::run(&environment, json.json).await,
         Command::Exec(exec) => commands::exec::run(exec).await,
         Command::Enter(enter) => commands::enter::run(enter).await,
-        Command::Start { environment } => commands::lifecycle::start(&environment).await,
+        Command::Start { environment, unenforced_limits } => {
+            commands::lifecycle::start(&environment, unenforced_limits).await
+        }
         Command::Stop { environment, timeout } => commands::lifecycle::stop(&environment, timeout).await,
+        Command::Restart { environment, timeout, unenforced_limits } => {
+            commands::lifecycle::restart(&environment, timeout, unenforced_limits).await
+        }
+        Command::Kill(kill) => commands::kill::run(kill).await,
+        Command::Pause { environment } => commands::lifecycle::pause(&environment, true).await,
+        Command::Unpause { environment } => commands::lifecycle::pause(&environment, false).await,
+        Command::Wait { environment } => commands::wait::run(&environment).await,
+        Command::Limits(limits) => commands::limits::run(limits).await,
+        Command::Stats(stats) => commands::stats::run(stats).await,
         Command::Destroy { environment, force } => commands::lifecycle::destroy(&environment, force).await,
         Command::Jobs(jobs) => commands::jobs::run(jobs).await,
         Command::Doctor(json) => commands::doctor::run(json.json).await,

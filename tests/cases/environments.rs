@@ -53,7 +53,7 @@ fn refusals(world: &World) {
     build("[mounts]\na = \"../../../../../../etc:/mnt\"\n", "denied");
     build("[environment]\nSSH_AUTH_SOCK = \"/x\"\n", "SSH_AUTH_SOCK denied");
     build("[runtime.resource_limits]\nmemory_limit_mb = 99999999\n", "above the");
-    build("[runtime.resource_limits]\nmemory_limit_mb = 100\n", "cannot be enforced");
+    build("[runtime.resource_limits]\nmemory_limit_mb = 1\n", "no memory for an environment");
     build("[hardware]\ngpu = true\n", "hardware.gpu");
     build("[system]\npackages = [\"no-such-package-anywhere\"]\n", "installing packages failed");
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use zbus::Variant;
 
 use crate::bus::{Failure, connect, environment, manager};
+use crate::commands::lifecycle::warn_of_unenforced;
 use crate::jobs::follow;
 use crate::output::json;
 
@@ -22,6 +23,9 @@ pub struct Build {
     /// Touch no network
     #[arg(long)]
     offline: bool,
+    /// Build it, and let it run, although this machine cannot enforce its limits
+    #[arg(long)]
+    unenforced_limits: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -68,12 +72,18 @@ pub async fn run(build: Build) -> Result<u8, Failure> {
     let connection = connect().await?;
     let (locked, offline, lock_value) =
         (Variant::from(build.locked), Variant::from(build.offline), lock.map(Variant::from));
-    let mut options = std::collections::HashMap::from([("locked", &locked), ("offline", &offline)]);
+    let unenforced = Variant::from(build.unenforced_limits);
+    let mut options = std::collections::HashMap::from([
+        ("locked", &locked),
+        ("offline", &offline),
+        ("unenforced-limits", &unenforced),
+    ]);
     if let Some(lock) = &lock_value {
         options.insert("lock", lock);
     }
     let job = manager(&connection).await?.build(&name, &text, directory.as_fd().into(), options).await?;
     let result = follow(&connection, &job).await?;
+    warn_of_unenforced(&result);
     let lock = environment(&connection, &name).await?.get_lock(Default::default()).await?;
     write_lock(&lock_path, &lock)?;
     if build.json {

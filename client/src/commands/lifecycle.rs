@@ -1,4 +1,4 @@
-//! `casemate start`, `stop`, `destroy`, `purge`.
+//! `casemate start`, `stop`, `restart`, `pause`, `unpause`, `destroy`, `purge`.
 
 use std::collections::HashMap;
 
@@ -6,10 +6,41 @@ use zbus::Variant;
 
 use crate::bus::{Failure, connect, environment, manager};
 use crate::jobs::follow;
+use crate::output::printable;
 
-pub async fn start(selector: &str) -> Result<u8, Failure> {
+/// Limits that are not in force are said aloud, whatever else was asked for.
+pub fn warn_of_unenforced(result: &HashMap<String, String>) {
+    if let Some(unenforced) = result.get("unenforced") {
+        eprintln!("casemate: warning: limits are not enforced: {}", printable(unenforced));
+    }
+}
+
+pub async fn start(selector: &str, unenforced_limits: bool) -> Result<u8, Failure> {
     let connection = connect().await?;
-    let job = environment(&connection, selector).await?.start(Default::default()).await?;
+    let unenforced = Variant::from(unenforced_limits);
+    let options = HashMap::from([("unenforced-limits", &unenforced)]);
+    let job = environment(&connection, selector).await?.start(options).await?;
+    warn_of_unenforced(&follow(&connection, &job).await?);
+    Ok(0)
+}
+
+pub async fn restart(selector: &str, seconds: u64, unenforced_limits: bool) -> Result<u8, Failure> {
+    let connection = connect().await?;
+    let (timeout, unenforced) =
+        (Variant::from(seconds.saturating_mul(1_000)), Variant::from(unenforced_limits));
+    let options = HashMap::from([("timeout", &timeout), ("unenforced-limits", &unenforced)]);
+    let job = environment(&connection, selector).await?.restart(options).await?;
+    warn_of_unenforced(&follow(&connection, &job).await?);
+    Ok(0)
+}
+
+pub async fn pause(selector: &str, on: bool) -> Result<u8, Failure> {
+    let connection = connect().await?;
+    let environment = environment(&connection, selector).await?;
+    let job = match on {
+        true => environment.pause(Default::default()).await?,
+        false => environment.unpause(Default::default()).await?,
+    };
     follow(&connection, &job).await?;
     Ok(0)
 }

@@ -8,6 +8,31 @@ use zbus::OwnedVariant;
 use crate::bus::{Failure, connect, environment, properties};
 use crate::output::{date, json, printable};
 
+pub const INTERFACE: &str = "org.casemate.Casemate1.Environment";
+
+/// A limit's value: whole, but for `cpus`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Limit {
+    Number(u64),
+    Fraction(f64),
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Fraction(number) => number.fmt(f),
+        }
+    }
+}
+
+fn limit((key, value): (String, OwnedVariant)) -> Option<(String, Limit)> {
+    let copy = value.try_clone().ok()?;
+    let number = u64::try_from(copy).map(Limit::Number);
+    Some((key, number.or_else(|_| f64::try_from(value).map(Limit::Fraction)).ok()?))
+}
+
 #[derive(Serialize)]
 pub struct Shown {
     pub id: String,
@@ -24,6 +49,13 @@ pub struct Shown {
     pub created_at: u64,
     pub built_at: u64,
     pub sessions: u32,
+    pub limits: std::collections::BTreeMap<String, Limit>,
+    /// Those that are not in force.
+    pub unenforced_limits: Vec<String>,
+    /// Processes killed for want of memory since it was started last.
+    pub oom_kills: u64,
+    /// -1 where none is known.
+    pub last_exit_code: i32,
     /// Host path, path inside, read-only.
     pub mounts: Vec<(String, String, bool)>,
 }
@@ -52,6 +84,13 @@ impl Shown {
             created_at: get(properties, "CreatedAt"),
             built_at: get(properties, "BuiltAt"),
             sessions: get(properties, "Sessions"),
+            limits: get::<HashMap<String, OwnedVariant>>(properties, "Limits")
+                .into_iter()
+                .filter_map(limit)
+                .collect(),
+            unenforced_limits: get(properties, "UnenforcedLimits"),
+            oom_kills: get(properties, "OomKills"),
+            last_exit_code: get(properties, "LastExitCode"),
             mounts: get(properties, "Mounts"),
         }
     }
@@ -61,8 +100,7 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
     let connection = connect().await?;
     let proxy = environment(&connection, selector).await?;
     let path = proxy.inner().path().to_string();
-    let shown =
-        Shown::from_properties(&properties(&connection, &path, "org.casemate.Casemate1.Environment").await?);
+    let shown = Shown::from_properties(&properties(&connection, &path, INTERFACE).await?);
     if as_json {
         json(&shown)?;
         return Ok(0);
@@ -88,6 +126,13 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
     }
     for destination in &shown.allow {
         println!("{:9} {}", "allow", printable(destination));
+    }
+    for (key, value) in &shown.limits {
+        let unenforced = if shown.unenforced_limits.contains(key) { " (not enforced)" } else { "" };
+        println!("{:9} {} = {value}{unenforced}", "limit", printable(key));
+    }
+    if shown.oom_kills > 0 {
+        println!("{:9} {} processes killed for want of memory", "memory", shown.oom_kills);
     }
     for (host, inside, read_only) in &shown.mounts {
         println!(

@@ -196,6 +196,7 @@ async fn job_ended(connection: &Connection, context: &Context, id: u64) -> zbus:
 
 async fn environment_changed(connection: &Connection, context: &Context, id: &str) -> zbus::Result<()> {
     let Ok(info) = context.engine.environment(id) else { return Ok(()) };
+    let limits = crate::limits::values(&info.limits)?;
     let values = HashMap::from([
         ("Name", Variant::from(info.name)),
         ("State", Variant::from(info.state.to_string())),
@@ -207,6 +208,10 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
         ("Mounts", Variant::from(info.mounts)),
         ("BuiltAt", Variant::from(info.built_at)),
         ("Sessions", Variant::from(info.sessions)),
+        ("Limits", Variant::from(limits)),
+        ("UnenforcedLimits", Variant::from(info.unenforced_limits)),
+        ("OomKills", Variant::from(info.oom_kills)),
+        ("LastExitCode", Variant::from(info.last_exit_code)),
     ]);
     changed(connection, environment_path(id), "org.casemate.Casemate1.Environment", values).await
 }
@@ -221,6 +226,10 @@ async fn tell(connection: &Connection, context: &Context, change: Change) -> zbu
         Change::EnvironmentChanged(id) => environment_changed(connection, context, &id).await?,
         Change::EnvironmentRemoved(id) => {
             remove(connection, context, Served::Environment(id)).await?;
+        }
+        Change::OutOfMemory(id, kills) => {
+            let emitter = SignalEmitter::new(connection, environment_path(&id))?;
+            Environment::out_of_memory(&emitter, kills).await?;
         }
         Change::JobAdded(id) => add_job(connection, context, id).await?,
         Change::JobChanged(id) => job_changed(connection, context, id).await?,

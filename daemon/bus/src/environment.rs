@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use casemate_engine::{EnvironmentInfo, ExecRequest, Streams};
+use casemate_engine::{EnvironmentInfo, ExecRequest, Streams, Usage};
 use casemate_interfaces::{Error, process_path};
 use rustix::fs::FileType;
 use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedFd, OwnedObjectPath, fdo, interface};
 
 use crate::Context;
@@ -73,6 +74,11 @@ fn asked(command: &[String], options: &Options) -> Result<Asked, Error> {
 }
 
 impl Environment {
+    /// As systemd has it: the highest number where nothing is counted.
+    fn used(&self, of: impl FnOnce(Usage) -> Option<u64>) -> u64 {
+        self.context.engine.usage(&self.id).ok().and_then(of).unwrap_or(u64::MAX)
+    }
+
     fn info(&self) -> fdo::Result<EnvironmentInfo> {
         self.context
             .engine
@@ -140,8 +146,77 @@ impl Environment {
     ) -> Result<OwnedObjectPath, Error> {
         let engine = &self.context.engine;
         let caller = Callers::caller(&header)?;
+        known(&options, &["unenforced-limits"])?;
+        let unenforced_limits = option(&options, "unenforced-limits")?.unwrap_or(false);
+        let started = engine.start(&caller, &self.id, unenforced_limits);
+        job_started(connection, &self.context, started).await
+    }
+
+    async fn restart(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &["timeout", "unenforced-limits"])?;
+        let timeout = Duration::from_millis(option(&options, "timeout")?.unwrap_or(STOP));
+        let unenforced_limits = option(&options, "unenforced-limits")?.unwrap_or(false);
+        let started = engine.restart(&caller, &self.id, timeout, unenforced_limits);
+        job_started(connection, &self.context, started).await
+    }
+
+    async fn kill(
+        &self,
+        signal: i32,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
         known(&options, &[])?;
-        job_started(connection, &self.context, engine.start(&caller, &self.id)).await
+        job_started(connection, &self.context, engine.kill(&caller, &self.id, signal)).await
+    }
+
+    async fn pause(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.context, engine.pause(&caller, &self.id, true)).await
+    }
+
+    async fn unpause(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.context, engine.pause(&caller, &self.id, false)).await
+    }
+
+    async fn set_limits(
+        &self,
+        limits: Options,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        let before = engine.environment(&self.id).map_err(error)?.limits;
+        let limits = crate::limits::changed(before, &limits)?;
+        job_started(connection, &self.context, engine.limit(&caller, &self.id, limits)).await
     }
 
     async fn stop(
@@ -244,4 +319,62 @@ impl Environment {
     fn sessions(&self) -> fdo::Result<u32> {
         Ok(self.info()?.sessions)
     }
+
+    #[zbus(property)]
+    fn limits(&self) -> fdo::Result<Options> {
+        crate::limits::values(&self.info()?.limits)
+    }
+
+    #[zbus(property)]
+    fn unenforced_limits(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.info()?.unenforced_limits)
+    }
+
+    #[zbus(property)]
+    fn oom_kills(&self) -> fdo::Result<u64> {
+        Ok(self.info()?.oom_kills)
+    }
+
+    #[zbus(property)]
+    fn last_exit_code(&self) -> fdo::Result<i32> {
+        Ok(self.info()?.last_exit_code)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn memory_current(&self) -> u64 {
+        self.used(|usage| usage.memory)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn memory_peak(&self) -> u64 {
+        self.used(|usage| usage.memory_peak)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn swap_current(&self) -> u64 {
+        self.used(|usage| usage.swap)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn cpu_usage(&self) -> u64 {
+        self.used(|usage| usage.cpu)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn pids_current(&self) -> u64 {
+        self.used(|usage| usage.pids)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn io_read_bytes(&self) -> u64 {
+        self.used(|usage| usage.read_bytes)
+    }
+
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn io_write_bytes(&self) -> u64 {
+        self.used(|usage| usage.written_bytes)
+    }
+
+    #[zbus(signal)]
+    pub async fn out_of_memory(emitter: &SignalEmitter<'_>, kills: u64) -> zbus::Result<()>;
 }

@@ -20,6 +20,8 @@ pub enum DaemonError {
     Engine(casemate_engine::Error),
     #[error("the session bus failed: {0}; is DBUS_SESSION_BUS_ADDRESS right?")]
     Bus(zbus::Error),
+    #[error("systemd's user manager is on the bus and does not answer: {0}; see its log")]
+    Systemd(zbus::Error),
     #[error(
         "the session bus at {0} is no Unix socket: it could not tell who calls; use one with a unix: address, as \
          `dbus-run-session` does"

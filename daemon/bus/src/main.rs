@@ -7,17 +7,19 @@ mod environment;
 mod error;
 mod gate;
 mod job;
+mod limits;
 mod log_control;
 mod manager;
 mod process;
 mod release;
+mod scopes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use casemate_engine::{Engine, ErrorKind, Settings};
+use casemate_engine::{Engine, ErrorKind, Scopes, Settings};
 use casemate_interfaces::NAME;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -109,10 +111,10 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
 }
 
 /// Wait for a daemon that is about to end: one that let go of its name for idleness still holds the store for a moment.
-async fn open(settings: Settings) -> Result<Arc<Engine>, DaemonError> {
+async fn open(settings: Settings, systemd: Option<Arc<dyn Scopes>>) -> Result<Arc<Engine>, DaemonError> {
     let deadline = Instant::now() + HANDOVER;
     loop {
-        match Engine::open(settings.clone()).await {
+        match Engine::open(settings.clone(), systemd.clone()).await {
             Err(error) if error.kind() == ErrorKind::StoreLocked && Instant::now() < deadline => {
                 tokio::time::sleep(HANDOVER / 20).await;
             }
@@ -194,7 +196,9 @@ async fn take_name(connection: &Connection) -> Result<(), DaemonError> {
 async fn serve(options: Options, filter: log_control::Filter) -> Result<(), DaemonError> {
     raise_descriptor_limit();
     let settings = settings(&options)?;
-    let engine = open(settings).await?;
+    let systemd = scopes::Systemd::find().await.map_err(DaemonError::Systemd)?;
+    let systemd = systemd.map(|found| Arc::new(found) as Arc<dyn Scopes>);
+    let engine = open(settings, systemd).await?;
     // Before anything is served, so that no change falls between.
     let received = engine.subscribe();
     let callers = Callers::new(Arc::clone(&engine)).await?;

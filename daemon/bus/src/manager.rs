@@ -62,7 +62,7 @@ impl Manager {
     ) -> Result<OwnedObjectPath, Error> {
         let engine = &self.0.engine;
         let caller = Callers::caller(&header)?;
-        known(&options, &["lock", "locked", "offline"])?;
+        known(&options, &["lock", "locked", "offline", "unenforced-limits"])?;
         let lock: Option<String> = option(&options, "lock")?;
         bounded("manifest", manifest)?;
         bounded("lock", lock.as_deref().unwrap_or_default())?;
@@ -73,6 +73,7 @@ impl Manager {
             lock,
             locked: option(&options, "locked")?.unwrap_or(false),
             offline: option(&options, "offline")?.unwrap_or(false),
+            unenforced_limits: option(&options, "unenforced-limits")?.unwrap_or(false),
         };
         job_started(connection, &self.0, engine.build(&caller, request)).await
     }

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use casemate_manifest::{Cpus, ResourceLimits};
 use serde::{Deserialize, Serialize};
 
 /// Where everything is. The edges (the daemon's `main`, tests) read the environment; the engine does not.
@@ -49,6 +50,8 @@ pub enum Change {
     EnvironmentAdded(String),
     EnvironmentChanged(String),
     EnvironmentRemoved(String),
+    /// Processes were killed for want of memory: how many so far.
+    OutOfMemory(String, u64),
     JobAdded(JobId),
     JobChanged(JobId),
     /// After all changes that the job made.
@@ -114,6 +117,13 @@ pub struct EnvironmentInfo {
     pub created_at: u64,
     pub built_at: u64,
     pub sessions: u32,
+    pub limits: ResourceLimits,
+    /// Limits that are asked for and not in force: those of a running one, or those that could not be.
+    pub unenforced_limits: Vec<String>,
+    /// Processes that were killed for want of memory since it was started last.
+    pub oom_kills: u64,
+    /// Of the session that ended last, 128+n where a signal ended it; -1 where none has since this daemon runs.
+    pub last_exit_code: i32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +137,7 @@ pub enum JobState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobInfo {
     pub id: JobId,
-    /// `fetch`, `import`, `remove`, `build`, `start`, `stop`, `destroy`, `purge`
+    /// `fetch`, `import`, `remove`, `build`, `start`, `stop`, `kill`, `restart`, `pause`, `unpause`, `limit`, `destroy`, `purge`
     pub kind: String,
     pub subject: String,
     pub state: JobState,
@@ -168,6 +178,8 @@ pub struct BuildRequest {
     pub locked: bool,
     /// Touch no network.
     pub offline: bool,
+    /// Build it, and let it run, although limits cannot be enforced here.
+    pub unenforced_limits: bool,
 }
 
 pub enum Streams {

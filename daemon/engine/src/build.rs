@@ -27,6 +27,7 @@ pub(crate) struct Judged {
     pub lock: Option<Lock>,
     pub locked: bool,
     pub offline: bool,
+    pub unenforced_limits: bool,
 }
 
 impl Inner {
@@ -59,10 +60,9 @@ impl Inner {
                 })
                 .collect()
         })?;
-        if !manifest.runtime.resource_limits.is_empty() {
-            return Err(Error::LimitUnenforceable(
-                "[runtime.resource_limits] cannot be enforced by this version of Casemate; remove the section".into(),
-            ));
+        let unmet = self.cgroups.unmet(&manifest.runtime.resource_limits);
+        if let Some(unmet) = unmet.filter(|_| !request.unenforced_limits) {
+            return Err(unmet.into());
         }
         let lock = request
             .lock
@@ -94,6 +94,7 @@ impl Inner {
             lock,
             locked: request.locked,
             offline: request.offline,
+            unenforced_limits: request.unenforced_limits,
         })
     }
 
@@ -118,9 +119,11 @@ impl Inner {
             if environment.manifest_digest == judged.manifest.digest()
                 && environment.layers.ends_with(&base.layers)
                 && environment.mounts == judged.mounts
+                && environment.limits == judged.manifest.runtime.resource_limits
+                && environment.unenforced_limits == judged.unenforced_limits
                 && lock_is_current
             {
-                return Ok(result(id, environment, false));
+                return Ok(self.built(id, environment, false));
             }
             self.settle(id).await?;
             step(name.as_str(), self.state_of(id)?, Step::Build)?;
@@ -224,9 +227,11 @@ impl Inner {
             lock: lock.to_toml(),
             mounts: judged.mounts,
             variables: judged.manifest.environment.clone(),
+            limits: judged.manifest.runtime.resource_limits,
+            unenforced_limits: judged.unenforced_limits,
         };
         self.store.environments::<Id, EnvironmentRecord>().commit(&id, &record)?;
-        let result = result(&id, &record, true);
+        let result = self.built(&id, &record, true);
         self.put_environment(id, record);
         if let Some((_, old)) = existing {
             self.drop_layers(&old.layers).await?;
@@ -387,6 +392,18 @@ impl Inner {
         Ok(digest)
     }
 
+    fn built(&self, id: &Id, record: &EnvironmentRecord, changed: bool) -> Vec<(String, String)> {
+        let mut result = vec![
+            ("environment".into(), id.to_string()),
+            ("lock-digest".into(), record.lock_digest.clone()),
+            ("changed".into(), changed.to_string()),
+        ];
+        if let Some(unmet) = self.cgroups.unmet(&record.limits) {
+            result.push(unenforced(&unmet.keys, &unmet.reason));
+        }
+        result
+    }
+
     /// The system's certificates, for the image's package manager: what the host trusts counts, a proxy's own CA too.
     fn certificates(&self) -> Option<String> {
         let configured = Path::new(&self.settings.ssl_cert_file);
@@ -401,18 +418,15 @@ impl Inner {
     }
 }
 
+/// What a job's result says of limits that are not in force, for people.
+pub(crate) fn unenforced(keys: &[String], reason: &str) -> (String, String) {
+    ("unenforced".into(), format!("{}: {reason}", keys.join(", ")))
+}
+
 fn expected(package: &casemate_manifest::LockedPackage) -> Expected {
     Expected {
         name: format!("package {} {}", package.name, package.version),
         size: package.size,
         sha256: package.sha256.clone(),
     }
-}
-
-fn result(id: &Id, record: &EnvironmentRecord, changed: bool) -> Vec<(String, String)> {
-    vec![
-        ("environment".into(), id.to_string()),
-        ("lock-digest".into(), record.lock_digest.clone()),
-        ("changed".into(), changed.to_string()),
-    ]
 }

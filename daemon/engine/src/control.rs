@@ -177,6 +177,13 @@ impl Control {
         }
     }
 
+    /// The same, however long it takes: an init that is frozen answers when it is thawed.
+    pub async fn ask_in_its_time(&self, request: &Request) -> Result<Reply, ControlError> {
+        self.send(request, &[]).await?;
+        let (bytes, _) = self.receive().await?;
+        parse(&bytes)
+    }
+
     /// The next notice after [`Request::Watch`]; [`ControlError::Closed`] when init is gone.
     pub async fn notice(&self) -> Result<Notice, ControlError> {
         let (bytes, _) = self.receive().await?;

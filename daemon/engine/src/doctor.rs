@@ -145,5 +145,28 @@ pub async fn examine(inner: &Inner) -> Vec<Finding> {
             ));
         }
     }
+    findings.push(match inner.cgroups.scopes() {
+        Ok(scopes) => {
+            let there = scopes.controllers();
+            let missing: Vec<&str> =
+                ["cpu", "io", "memory", "pids"].into_iter().filter(|name| !there.contains(*name)).collect();
+            let maker = format!("made by {}", scopes.maker());
+            match missing.is_empty() {
+                true => finding("control groups", "ok", format!("{maker}: all limits can be enforced"), ""),
+                false => finding(
+                    "control groups",
+                    "degraded",
+                    format!("{maker}, without {}: limits that need them are refused", missing.join(", ")),
+                    scopes.remedy(),
+                ),
+            }
+        }
+        Err(reason) => finding(
+            "control groups",
+            "degraded",
+            format!("{reason}: limits are refused, and nothing can be paused"),
+            "run casemated under systemd's user manager, or in a cgroup v2 directory of yours",
+        ),
+    });
     findings
 }

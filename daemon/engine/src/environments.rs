@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use casemate_sandbox::control::{Notice, Request};
+use casemate_sandbox::control::{Notice, Reply, Request};
 use casemate_sandbox::plan::{Account, File as PlanFile, Network, Plan, Root};
 use casemate_store::{Digest, Id};
 use casemate_worker::protocol::TreeRequest;
 
 use crate::api::{Change, ProcessInfo, State};
+use crate::build::unenforced;
 use crate::control::ControlError;
 use crate::error::Error;
 use crate::jobs::{Job, now};
@@ -24,11 +25,14 @@ pub(crate) struct Environment {
     pub record: EnvironmentRecord,
     pub sandbox: Option<Arc<Sandbox>>,
     pub sessions: BTreeMap<u64, ProcessInfo>,
+    /// Since it was started last.
+    pub oom_kills: u64,
+    pub last_exit_code: i32,
 }
 
 impl Environment {
-    pub fn state(&self) -> State {
-        if self.sandbox.is_some() { State::Running } else { self.record.state }
+    pub fn new(record: EnvironmentRecord) -> Self {
+        Self { record, sandbox: None, sessions: BTreeMap::new(), oom_kills: 0, last_exit_code: -1 }
     }
 
     /// Whether it is about to stop by itself, since the last session has ended.
@@ -36,6 +40,24 @@ impl Environment {
         let lingers = |sandbox: &Arc<Sandbox>| sandbox.linger.load(Ordering::Relaxed);
         self.sessions.is_empty() && self.sandbox.as_ref().is_some_and(|sandbox| !lingers(sandbox))
     }
+
+    pub fn state(&self) -> State {
+        match &self.sandbox {
+            Some(sandbox) if sandbox.paused.load(Ordering::Relaxed) => State::Paused,
+            Some(_) => State::Running,
+            None => self.record.state,
+        }
+    }
+}
+
+/// What an environment is to run for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub step: Step,
+    /// Keep it running without sessions.
+    pub linger: bool,
+    /// Though limits cannot be enforced; also where it was built so.
+    pub unenforced_limits: bool,
 }
 
 /// An init without sessions ends at once; one that takes longer has got a new one.
@@ -100,12 +122,15 @@ impl Inner {
     pub(crate) async fn ensure_running(
         self: &Arc<Self>,
         id: &Id,
-        linger: bool,
+        wanted: Wanted,
     ) -> Result<Arc<Sandbox>, Error> {
+        let linger = wanted.linger;
         let gate = self.gate(id);
         let _one_at_a_time = gate.lock().await;
-        let (record, running) = self
-            .with_environment(id, |environment| (environment.record.clone(), environment.sandbox.clone()))?;
+        let (record, state, running) = self.with_environment(id, |environment| {
+            (environment.record.clone(), environment.state(), environment.sandbox.clone())
+        })?;
+        step(&record.name, state, wanted.step)?;
         if let Some(sandbox) = running {
             if linger && !sandbox.linger.load(Ordering::Relaxed) {
                 let mut control = sandbox.control.lock().await;
@@ -120,7 +145,17 @@ impl Inner {
                 return Ok(sandbox);
             }
         }
-        step(&record.name, record.state, Step::Start)?;
+        let unmet = self.cgroups.unmet(&record.limits);
+        match unmet {
+            Some(unmet) if !(record.unenforced_limits || wanted.unenforced_limits) => {
+                return Err(unmet.into());
+            }
+            Some(unmet) => {
+                let keys = unmet.keys.join(", ");
+                tracing::warn!(environment = record.name, keys, reason = unmet.reason, "limits not enforced");
+            }
+            None => {}
+        }
         let network = self.plan_network(&record)?;
         let upper = self.store.upper_path(&record.upper);
         let mounts =
@@ -144,32 +179,62 @@ impl Inner {
             linger,
         };
         let directory = self.settings.runtime.join(id.to_string());
-        let sandbox = Arc::new(sandboxes::start(&self.workers, &plan, &directory, &record.name).await?);
+        let scope = self.cgroups.scope(id, self.next_session(), &record.name, &record.limits);
+        let place = async |process| match &scope {
+            Some(scope) => self.cgroups.create(scope, process).await,
+            None => Ok(()),
+        };
+        let sandbox = sandboxes::start(&self.workers, &plan, &directory, &record.name, place).await?;
+        let sandbox = Arc::new(sandbox);
+        if let Some(scope) = &scope {
+            self.check_group(&sandbox, scope, &record).await?;
+        }
         self.adopt(id, Arc::clone(&sandbox))?;
         Ok(sandbox)
     }
 
     /// Take a running sandbox into the table and watch it until it ends.
     pub(crate) fn adopt(self: &Arc<Self>, id: &Id, sandbox: Arc<Sandbox>) -> Result<(), Error> {
-        self.with_environment(id, |environment| environment.sandbox = Some(Arc::clone(&sandbox)))?;
+        let limits = self.with_environment(id, |environment| {
+            environment.sandbox = Some(Arc::clone(&sandbox));
+            // Those before were told of before.
+            environment.oom_kills = sandbox.oom_kills().unwrap_or(0);
+            environment.record.limits
+        })?;
+        sandbox.look_at_limits(&limits);
         self.tell(Change::EnvironmentChanged(id.to_string()));
         let (engine, id) = (Arc::clone(self), *id);
         tokio::spawn(async move {
-            loop {
-                match sandbox.watch.notice().await {
-                    Ok(notice) => engine.noticed(&id, notice),
-                    Err(ControlError::Closed) => break,
-                    Err(error) => {
-                        tracing::warn!(environment = %id, %error, "init's notices broke off");
-                        break;
-                    }
-                }
+            tokio::select! {
+                () = engine.follow_notices(&id, &sandbox) => {}
+                () = engine.follow_memory(&id, &sandbox) => {}
             }
+            engine.count_oom_kills(&id, &sandbox);
             if let Err(error) = engine.ended(&id, &sandbox).await {
                 tracing::warn!(environment = %id, %error, "what a stopped environment left could not be removed");
             }
         });
         Ok(())
+    }
+
+    /// Until init is gone.
+    async fn follow_notices(&self, id: &Id, sandbox: &Sandbox) {
+        let result: Result<(), ControlError> = async {
+            if !sandbox.watched.swap(true, Ordering::Relaxed) {
+                if let Reply::Hello { linger, .. } = sandbox.watch.ask_in_its_time(&Request::Hello).await? {
+                    sandbox.linger.store(linger, Ordering::Relaxed);
+                }
+                sandbox.watch.ask_in_its_time(&Request::Watch).await?;
+            }
+            loop {
+                self.noticed(id, sandbox.watch.notice().await?);
+            }
+        }
+        .await;
+        match result {
+            Ok(()) | Err(ControlError::Closed) => {}
+            Err(error) => tracing::warn!(environment = %id, %error, "init's notices broke off"),
+        }
     }
 
     fn noticed(&self, id: &Id, notice: Notice) {
@@ -195,13 +260,15 @@ impl Inner {
             }
             Notice::Ended { session, status } => {
                 use casemate_sandbox::control::ExitStatus;
-                let known =
-                    self.with_environment(id, |environment| environment.sessions.remove(&session).is_some());
+                let (exited, number) = match status {
+                    ExitStatus::Exit(code) => (true, code),
+                    ExitStatus::Signal(signal) => (false, signal),
+                };
+                let known = self.with_environment(id, |environment| {
+                    environment.last_exit_code = if exited { number } else { 128 + number };
+                    environment.sessions.remove(&session).is_some()
+                });
                 if matches!(known, Ok(true)) {
-                    let (exited, number) = match status {
-                        ExitStatus::Exit(code) => (true, code),
-                        ExitStatus::Signal(signal) => (false, signal),
-                    };
                     self.tell(Change::ProcessEnded((key.clone(), session), exited, number));
                     self.tell(Change::EnvironmentChanged(key));
                 }
@@ -231,10 +298,18 @@ impl Inner {
                 return None;
             }
             environment.sandbox = None;
+            if !environment.sessions.is_empty() {
+                environment.last_exit_code = 128 + 9;
+            }
             Some(std::mem::take(&mut environment.sessions))
         });
         if let Ok(Some(sessions)) = left {
             sandboxes::clear(&self.settings.runtime.join(&key))?;
+            if let Some(group) = &sandbox.group
+                && let Err(error) = self.cgroups.remove(group).await
+            {
+                tracing::warn!(environment = key, %error, "a control group is left");
+            }
             for session in sessions.into_keys() {
                 self.tell(Change::ProcessEnded((key.clone(), session), false, 9));
             }
@@ -243,10 +318,44 @@ impl Inner {
         Ok(())
     }
 
-    pub(crate) async fn start(self: Arc<Self>, job: Job, id: Id) -> Result<Vec<(String, String)>, Error> {
+    pub(crate) async fn start(
+        self: Arc<Self>,
+        job: Job,
+        id: Id,
+        unenforced_limits: bool,
+    ) -> Result<Vec<(String, String)>, Error> {
         job.stage("starting");
-        self.ensure_running(&id, true).await?;
-        Ok(vec![("environment".into(), id.to_string())])
+        let wanted = Wanted { step: Step::Start, linger: true, unenforced_limits };
+        let sandbox = self.ensure_running(&id, wanted).await?;
+        Ok(self.started(&id, &sandbox))
+    }
+
+    fn started(&self, id: &Id, sandbox: &Sandbox) -> Vec<(String, String)> {
+        let mut result = vec![("environment".into(), id.to_string())];
+        let keys = sandbox.unenforced();
+        if !keys.is_empty() {
+            let reason = match self.cgroups.scopes() {
+                Ok(_) => "they are not in force here",
+                Err(reason) => reason,
+            };
+            result.push(unenforced(&keys, reason));
+        }
+        result
+    }
+
+    pub(crate) async fn restart(
+        self: Arc<Self>,
+        job: Job,
+        id: Id,
+        timeout: Duration,
+        unenforced_limits: bool,
+    ) -> Result<Vec<(String, String)>, Error> {
+        let (name, state) =
+            self.with_environment(&id, |environment| (environment.record.name.clone(), environment.state()))?;
+        step(&name, state, Step::Restart)?;
+        job.stage("stopping");
+        self.end(&id, timeout).await?;
+        self.start(job, id, unenforced_limits).await
     }
 
     pub(crate) async fn stop(
@@ -256,17 +365,22 @@ impl Inner {
         timeout: Duration,
     ) -> Result<Vec<(String, String)>, Error> {
         job.stage("stopping");
-        let gate = self.gate(&id);
+        self.end(&id, timeout).await?;
+        Ok(vec![("environment".into(), id.to_string())])
+    }
+
+    async fn end(&self, id: &Id, timeout: Duration) -> Result<(), Error> {
+        let gate = self.gate(id);
         let _one_at_a_time = gate.lock().await;
-        let (name, state, sandbox) = self.with_environment(&id, |environment| {
+        let (name, state, sandbox) = self.with_environment(id, |environment| {
             (environment.record.name.clone(), environment.state(), environment.sandbox.clone())
         })?;
         step(&name, state, Step::Stop)?;
         if let Some(sandbox) = sandbox {
             sandbox.stop(timeout).await;
-            self.ended(&id, &sandbox).await?;
+            self.ended(id, &sandbox).await?;
         }
-        Ok(vec![("environment".into(), id.to_string())])
+        Ok(())
     }
 
     pub(crate) async fn destroy(

@@ -58,8 +58,18 @@ pub enum Error {
     Transition { name: String, from: State, action: &'static str, remedy: &'static str },
     #[error(transparent)]
     Refused(#[from] casemate_manifest::Refusal),
-    #[error("{0}")]
-    LimitUnenforceable(String),
+    #[error(
+        "{keys} cannot be enforced: {reason}; see `casemate doctor`, remove what cannot be had, or say --unenforced-limits to go without"
+    )]
+    LimitUnenforceable { keys: String, reason: String },
+    #[error(transparent)]
+    Limit(#[from] casemate_manifest::BadLimit),
+    #[error(
+        "environment {name:?} has no control group of its own, so it cannot {action}: {reason}; see `casemate doctor`"
+    )]
+    NoGroup { name: String, action: &'static str, reason: String },
+    #[error("the control group of {name:?}: {source}")]
+    Group { name: String, source: crate::cgroups::ScopeError },
     #[error("{key} is not supported by this version of Casemate: {reason}; remove it from the manifest")]
     Unsupported { key: String, reason: String },
     #[error(
@@ -152,7 +162,10 @@ impl Error {
             Self::Refused(Refusal::ResourceLimitExceeded { .. }) => ErrorKind::ResourceLimitExceeded,
             Self::Refused(Refusal::PortDenied { .. }) => ErrorKind::PortDenied,
             Self::Refused(Refusal::DeviceDenied { .. }) => ErrorKind::DeviceDenied,
-            Self::LimitUnenforceable(_) => ErrorKind::ResourceLimitUnenforceable,
+            Self::Limit(_) => ErrorKind::InvalidArgument,
+            Self::NoGroup { .. } => ErrorKind::Unsupported,
+            Self::Group { .. } => ErrorKind::SandboxFailed,
+            Self::LimitUnenforceable { .. } => ErrorKind::ResourceLimitUnenforceable,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Verification { .. } => ErrorKind::VerificationFailed,
             Self::Worker { kind, .. } => match kind {

@@ -8,13 +8,16 @@
 
 mod api;
 mod build;
+mod cgroups;
 mod configuration;
 mod control;
+mod delegated;
 mod doctor;
 mod downloads;
 mod environments;
 mod error;
 mod jobs;
+mod limits;
 mod mounts;
 mod network;
 mod packages;
@@ -37,6 +40,7 @@ use casemate_worker::protocol::TreeRequest;
 use tokio::sync::broadcast;
 
 pub use api::*;
+pub use cgroups::{Pending, Scope, ScopeError, Scopes, Usage, hierarchy};
 pub use error::{Error, ErrorKind};
 pub use jobs::JOB_KEPT;
 
@@ -60,6 +64,7 @@ pub(crate) struct Inner {
     store: Store,
     downloads: Arc<downloads::Downloads>,
     workers: workers::Workers,
+    cgroups: cgroups::Cgroups,
     changes: broadcast::Sender<Change>,
     jobs: Arc<Jobs>,
     tables: Mutex<Tables>,
@@ -129,9 +134,7 @@ impl Inner {
                 Change::EnvironmentChanged(id.to_string())
             }
             None => {
-                tables
-                    .environments
-                    .insert(id, Environment { record, sandbox: None, sessions: BTreeMap::new() });
+                tables.environments.insert(id, Environment::new(record));
                 Change::EnvironmentAdded(id.to_string())
             }
         };
@@ -213,8 +216,9 @@ fn parse_id(text: &str) -> Result<Id, Error> {
 }
 
 impl Engine {
-    /// Lock the store, recover it, adopt what runs.
-    pub async fn open(settings: Settings) -> Result<Arc<Self>, Error> {
+    /// Lock the store, recover it, adopt what runs. `systemd` makes control groups where the user's service manager is
+    /// there.
+    pub async fn open(settings: Settings, systemd: Option<Arc<dyn Scopes>>) -> Result<Arc<Self>, Error> {
         for directory in [&settings.store, &settings.cache, &settings.runtime] {
             std::fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
         }
@@ -241,6 +245,7 @@ impl Engine {
             store,
             downloads,
             workers,
+            cgroups: cgroups::Cgroups::new(systemd),
             jobs: Jobs::new(changes.clone(), 1),
             changes,
             tables: Mutex::new(Tables { idle_since: Some(Instant::now()), ..Tables::default() }),
@@ -299,6 +304,13 @@ impl Engine {
             created_at: record.created_at,
             built_at: record.built_at,
             sessions: u32::try_from(environment.sessions.len()).unwrap_or(u32::MAX),
+            limits: record.limits,
+            unenforced_limits: match &environment.sandbox {
+                Some(sandbox) => sandbox.unenforced(),
+                None => self.inner.cgroups.unmet(&record.limits).map_or_else(Vec::new, |unmet| unmet.keys),
+            },
+            oom_kills: environment.oom_kills,
+            last_exit_code: environment.last_exit_code,
         }
     }
 
@@ -416,12 +428,12 @@ impl Engine {
             .start(caller, "build", &request.name, claims, move |job| inner.build(job, name, judged))
     }
 
-    pub fn start(&self, caller: &Caller, id: &str) -> Result<JobId, Error> {
+    pub fn start(&self, caller: &Caller, id: &str, unenforced_limits: bool) -> Result<JobId, Error> {
         let (id, name) = self.named(id)?;
         let inner = Arc::clone(&self.inner);
-        self.inner
-            .jobs
-            .start(caller, "start", &name, vec![environment_claim(&name)], move |job| inner.start(job, id))
+        self.inner.jobs.start(caller, "start", &name, vec![environment_claim(&name)], move |job| {
+            inner.start(job, id, unenforced_limits)
+        })
     }
 
     pub fn stop(&self, caller: &Caller, id: &str, timeout: Duration) -> Result<JobId, Error> {
@@ -430,6 +442,57 @@ impl Engine {
         self.inner.jobs.start(caller, "stop", &name, vec![environment_claim(&name)], move |job| {
             inner.stop(job, id, timeout)
         })
+    }
+
+    pub fn restart(
+        &self,
+        caller: &Caller,
+        id: &str,
+        timeout: Duration,
+        unenforced_limits: bool,
+    ) -> Result<JobId, Error> {
+        let (id, name) = self.stepped(id, state::Step::Restart)?;
+        let inner = Arc::clone(&self.inner);
+        self.inner.jobs.start(caller, "restart", &name, vec![environment_claim(&name)], move |job| {
+            inner.restart(job, id, timeout, unenforced_limits)
+        })
+    }
+
+    /// SIGKILL ends the whole environment; any other signal goes to its sessions.
+    pub fn kill(&self, caller: &Caller, id: &str, signal: i32) -> Result<JobId, Error> {
+        let asked = match signal == rustix::process::Signal::KILL.as_raw() {
+            true => state::Step::Stop,
+            false => state::Step::Signal,
+        };
+        let (id, name) = self.stepped(id, asked)?;
+        let inner = Arc::clone(&self.inner);
+        self.inner.jobs.start(caller, "kill", &name, vec![environment_claim(&name)], move |job| {
+            inner.kill(job, id, signal)
+        })
+    }
+
+    /// Freeze all processes of an environment, or thaw them.
+    pub fn pause(&self, caller: &Caller, id: &str, on: bool) -> Result<JobId, Error> {
+        let (step, kind) = if on { (state::Step::Pause, "pause") } else { (state::Step::Unpause, "unpause") };
+        let (id, name) = self.stepped(id, step)?;
+        let inner = Arc::clone(&self.inner);
+        self.inner
+            .jobs
+            .start(caller, kind, &name, vec![environment_claim(&name)], move |job| inner.pause(job, id, on))
+    }
+
+    /// Change limits, also of an environment that runs.
+    pub fn limit(&self, caller: &Caller, id: &str, limits: ResourceLimits) -> Result<JobId, Error> {
+        let (id, name) = self.named(id)?;
+        let inner = Arc::clone(&self.inner);
+        self.inner.jobs.start(caller, "limit", &name, vec![environment_claim(&name)], move |job| {
+            inner.limit(job, id, limits)
+        })
+    }
+
+    /// What an environment uses now; nothing where it does not run, or nobody counts.
+    pub fn usage(&self, id: &str) -> Result<Usage, Error> {
+        Ok(self.inner.usage(&parse_id(id)?))
     }
 
     pub fn destroy(&self, caller: &Caller, id: &str, force: bool) -> Result<JobId, Error> {
@@ -516,6 +579,13 @@ impl Engine {
                 return;
             }
         }
+    }
+
+    /// The same, and the step is a legal one: an illegal one is refused at once.
+    fn stepped(&self, id: &str, step: state::Step) -> Result<(Id, String), Error> {
+        let (id, name) = self.named(id)?;
+        state::step(&name, self.inner.state_of(&id)?, step)?;
+        Ok((id, name))
     }
 
     fn named(&self, id: &str) -> Result<(Id, String), Error> {

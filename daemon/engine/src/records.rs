@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use casemate_manifest::ResourceLimits;
 use casemate_store::{Digest, Id};
 use serde::{Deserialize, Serialize};
 
@@ -101,10 +102,16 @@ pub struct EnvironmentRecord {
     pub allow: Option<Vec<casemate_manifest::Destination>>,
     pub manifest: String,
     pub lock: String,
+    /// It runs although limits cannot be enforced: that was asked for.
+    #[serde(default)]
+    pub unenforced_limits: bool,
     #[serde(default)]
     pub mounts: Vec<MountRecord>,
     #[serde(default)]
     pub variables: BTreeMap<String, String>,
+    /// The manifest's, or what they were changed to since.
+    #[serde(default)]
+    pub limits: ResourceLimits,
 }
 
 /// A mount that policy allowed when the environment was built. It is judged again at each start.

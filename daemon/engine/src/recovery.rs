@@ -83,8 +83,7 @@ impl Inner {
         for id in of_environments.names {
             match environments.load(&id) {
                 Ok(record) => {
-                    let environment = Environment { record, sandbox: None, sessions: BTreeMap::new() };
-                    tables.environments.insert(id, environment);
+                    tables.environments.insert(id, Environment::new(record));
                 }
                 Err(error) => {
                     tables.damage.environments.insert(id, error.to_string());
@@ -127,7 +126,12 @@ impl Inner {
                 self.with_environment(&id, |environment| (id, environment.record.name.clone())).ok()
             });
             let label = environment.as_ref().map_or(name, |(_, label)| label.as_str());
-            match (sandboxes::Sandbox::contact(&directory, name, label).await, environment.as_ref()) {
+            let contact = match sandboxes::Sandbox::contact_frozen(&directory, name, label) {
+                Ok(None) => sandboxes::Sandbox::contact(&directory, name, label).await,
+                Ok(Some(frozen)) => Ok(frozen),
+                Err(error) => Err(error),
+            };
+            match (contact, environment.as_ref()) {
                 (Ok(sandbox), Some((id, _))) => {
                     tracing::info!(environment = label, "re-adopted");
                     self.adopt(id, Arc::new(sandbox))?;
@@ -151,7 +155,11 @@ impl Inner {
     pub(crate) async fn give_up_environment(&self, id: &Id) -> Result<(), Error> {
         let key = id.to_string();
         let directory = self.settings.runtime.join(&key);
-        if let Ok(sandbox) = sandboxes::Sandbox::contact(&directory, &key, &key).await {
+        let contact = match sandboxes::Sandbox::contact_frozen(&directory, &key, &key) {
+            Ok(None) => sandboxes::Sandbox::contact(&directory, &key, &key).await.ok(),
+            found => found.ok().flatten(),
+        };
+        if let Some(sandbox) = contact {
             sandbox.stop(Duration::ZERO).await;
         }
         sandboxes::clear(&directory)?;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use casemate_sandbox::control::{Exec, ExitStatus, Reply, Request};
@@ -11,14 +12,14 @@ use casemate_sandbox::plan::Plan;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroups::{Group, ScopeError};
 use crate::control::{self, Control, ControlError};
 use crate::error::Error;
 use crate::jobs::Job;
 use crate::workers::Workers;
 
 /// What is remembered of a running environment, so that the next daemon knows it again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub pid: i32,
     /// Field 22 of `/proc/PID/stat`, clock ticks since boot.
@@ -33,9 +34,45 @@ pub struct Sandbox {
     /// Notices.
     pub watch: Control,
     pub pidfd: OwnedFd,
-    pub linger: std::sync::atomic::AtomicBool,
+    pub linger: AtomicBool,
     /// nsfs inode numbers of the outer and inner user namespace.
     pub user_namespaces: [u64; 2],
+    /// `None` where there are no control groups, and for throwaway sandboxes.
+    pub group: Option<Group>,
+    pub paused: AtomicBool,
+    /// Whether `watch` is a stream of notices already: a frozen init could not yet be asked.
+    pub watched: AtomicBool,
+    /// Limits that were asked for and are not in force.
+    pub unenforced: std::sync::Mutex<Vec<String>>,
+}
+
+/// The state file of a running environment.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Remembered {
+    pid: i32,
+    start_time: u64,
+    boot_id: String,
+    /// Of an init that is frozen when a daemon starts, which cannot be asked.
+    #[serde(default)]
+    user_namespaces: [u64; 2],
+}
+
+impl Remembered {
+    fn read(path: &Path, name: &str) -> Result<Option<Self>, Error> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text).map(Some).map_err(|error| Error::Sandbox {
+                name: name.to_owned(),
+                message: format!("{}: {error}", path.display()),
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("read", path)(error)),
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        Identity { pid: self.pid, start_time: self.start_time, boot_id: self.boot_id.clone() }
+    }
 }
 
 const STATE_FILE: &str = "state.toml";
@@ -85,24 +122,23 @@ impl Sandbox {
         }
         // Init answered after the pidfd was opened, so the pid was not used again in between.
         let is = identity(peer.pid)?;
+        let user_namespaces = [outer_user_namespace, inner_user_namespace];
         let recorded = directory.join(STATE_FILE);
-        match std::fs::read_to_string(&recorded) {
-            Ok(text) => {
-                let was: Identity = toml::from_str(&text)
-                    .map_err(|error| wrong(format!("{}: {error}", recorded.display())))?;
-                if was != is {
-                    return Err(wrong(format!("{was:?} is on record, {is:?} answers")));
-                }
+        match Remembered::read(&recorded, name)?.map(|was| was.identity()) {
+            Some(was) if was != is => {
+                return Err(wrong(format!("{was:?} is on record, {is:?} answers")));
             }
-            // The daemon that started it died before it wrote this down.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let text = toml::to_string(&is).map_err(|error| wrong(error.to_string()))?;
+            Some(_) => {}
+            // It is new, or the daemon that started it died before it wrote this down.
+            None => {
+                let Identity { pid, start_time, boot_id } = is;
+                let remembered = Remembered { pid, start_time, boot_id, user_namespaces };
+                let text = toml::to_string(&remembered).map_err(|error| wrong(error.to_string()))?;
                 // Whole or not at all: half a file would make the next daemon take a running init for a stranger.
                 let beside = directory.join("state.new");
                 std::fs::write(&beside, text).map_err(Error::io("write", &beside))?;
                 std::fs::rename(&beside, &recorded).map_err(Error::io("write", &recorded))?;
             }
-            Err(error) => return Err(Error::io("read", recorded)(error)),
         }
         let mut watch = Control::connect(&path).map_err(&failed)?;
         watch.ask(&Request::Watch, &[]).await.map_err(&failed)?;
@@ -111,18 +147,58 @@ impl Sandbox {
             watch,
             pidfd,
             linger: linger.into(),
-            user_namespaces: [outer_user_namespace, inner_user_namespace],
+            user_namespaces,
+            group: group(peer.pid, id),
+            paused: AtomicBool::new(false),
+            watched: AtomicBool::new(true),
+            unenforced: Default::default(),
         })
     }
 
-    /// Ask for the end and see to it.
+    /// The same with an init that is frozen and cannot answer: the kernel tells who listens on its socket, and the record
+    /// must name the same process. `None` if it is not frozen.
+    pub fn contact_frozen(directory: &Path, id: &str, name: &str) -> Result<Option<Self>, Error> {
+        let failed = sandbox_error(name);
+        let Some(was) = Remembered::read(&directory.join(STATE_FILE), name)? else { return Ok(None) };
+        let Some(pid) = Pid::from_raw(was.pid) else { return Ok(None) };
+        let Some(group) = group(pid, id).filter(Group::is_frozen) else { return Ok(None) };
+        let wrong = |message: String| Error::Sandbox { name: name.to_owned(), message };
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|errno| wrong(format!("its init {} is gone: {errno}", was.pid)))?;
+        let path = directory.join("control");
+        let control = Control::connect(&path).map_err(&failed)?;
+        let (peer, is) = (control.peer().map_err(&failed)?, identity(pid)?);
+        if peer.pid != pid || is != was.identity() {
+            return Err(wrong(format!("{:?} is on record, {is:?} holds its socket", was.identity())));
+        }
+        Ok(Some(Self {
+            control: tokio::sync::Mutex::new(control),
+            watch: Control::connect(&path).map_err(&failed)?,
+            pidfd,
+            // Until it tells; one that is paused does not end by itself.
+            linger: AtomicBool::new(true),
+            user_namespaces: was.user_namespaces,
+            group: Some(group),
+            paused: AtomicBool::new(true),
+            watched: AtomicBool::new(false),
+            unenforced: Default::default(),
+        }))
+    }
+
+    /// Ask for the end and see to it. One that is paused is thawed for it; without time to end in, it is killed as it is.
     pub async fn stop(&self, timeout: Duration) {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        let asked = self.control.lock().await.ask(&Request::Stop { timeout_ms }, &[]).await;
-        let grace = match asked {
-            Ok(_) => timeout + Duration::from_secs(2),
-            Err(_) => Duration::ZERO,
+        let answers = match &self.group {
+            Some(group) if self.paused.load(Ordering::Relaxed) => {
+                timeout_ms > 0 && group.freeze(false).await.is_ok()
+            }
+            _ => true,
         };
+        let asked = match answers {
+            true => self.control.lock().await.ask(&Request::Stop { timeout_ms }, &[]).await.is_ok(),
+            false => false,
+        };
+        let grace = if asked { timeout + Duration::from_secs(2) } else { Duration::ZERO };
         if tokio::time::timeout(grace, gone(&self.pidfd)).await.is_err() {
             // ESRCH: it is gone already, which is what is wanted.
             let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
@@ -142,8 +218,19 @@ pub async fn gone(pidfd: &OwnedFd) {
     }
 }
 
-/// Start an init in `directory`, which is made anew, and take up contact with it.
-pub async fn start(workers: &Workers, plan: &Plan, directory: &Path, name: &str) -> Result<Sandbox, Error> {
+fn group(init: Pid, id: &str) -> Option<Group> {
+    Group::of(init.as_raw_nonzero().get(), &id.parse().ok()?)
+}
+
+/// Start an init in `directory`, which is made anew, and take up contact with it. `place` puts its process into a control
+/// group before it makes another one.
+pub async fn start(
+    workers: &Workers,
+    plan: &Plan,
+    directory: &Path,
+    name: &str,
+    place: impl AsyncFnOnce(u32) -> Result<(), ScopeError>,
+) -> Result<Sandbox, Error> {
     clear(directory)?;
     std::fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
     let store = directory.join(STORE_FILE);
@@ -153,7 +240,7 @@ pub async fn start(workers: &Workers, plan: &Plan, directory: &Path, name: &str)
     let log_path = directory.join("init.log");
     let log =
         File::options().create(true).append(true).open(&log_path).map_err(Error::io("make", &log_path))?;
-    let started = workers.start_init(plan, log.into(), socket, name).await;
+    let started = workers.start_init(plan, log.into(), socket, name, place).await;
     let contact = match started {
         Ok(()) => Sandbox::contact(directory, &plan.id, name).await,
         Err(error) => Err(error),
@@ -211,7 +298,7 @@ impl Throwaway<'_> {
     pub async fn run(&self, plan: &Plan, command: &[String], output_max: usize) -> Result<Outcome, Error> {
         self.job.check()?;
         let directory = self.directory(plan);
-        let sandbox = start(self.workers, plan, &directory, &plan.id).await?;
+        let sandbox = start(self.workers, plan, &directory, &plan.id, async |_| Ok(())).await?;
         let outcome = if command.is_empty() {
             Ok(Outcome { status: ExitStatus::Exit(0), output: Vec::new(), last_lines: Vec::new() })
         } else {

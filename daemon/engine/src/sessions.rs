@@ -2,14 +2,17 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use casemate_sandbox::control::{Exec, Reply, Request, Size};
 use casemate_store::Id;
 
-use crate::api::{Change, ExecRequest, ProcessInfo, Started, Streams};
+use crate::api::{Change, ExecRequest, ProcessInfo, Started, State, Streams};
 use crate::control::ControlError;
+use crate::environments::Wanted;
 use crate::error::Error;
 use crate::jobs::now;
+use crate::state::{Step, step};
 use crate::{Inner, configuration};
 
 impl Inner {
@@ -53,7 +56,8 @@ impl Inner {
         descriptors.push(request.status.as_fd());
         // An environment that stops by itself may do so between our look and our request: then it is started again.
         for attempt in 0.. {
-            let sandbox = self.ensure_running(id, false).await?;
+            let wanted = Wanted { step: Step::Enter, linger: false, unenforced_limits: false };
+            let sandbox = self.ensure_running(id, wanted).await?;
             let info = ProcessInfo {
                 id: (key.clone(), session),
                 pid: 0,
@@ -63,8 +67,15 @@ impl Inner {
                 started_at: now(),
             };
             self.with_environment(id, |environment| environment.sessions.insert(session, info))?;
-            let answer = sandbox.control.lock().await.ask(&message, &descriptors).await;
             let forget = || self.with_environment(id, |environment| environment.sessions.remove(&session));
+            let mut control = sandbox.control.lock().await;
+            if sandbox.paused.load(Ordering::Relaxed) {
+                // Between our look and now; frozen, init would not answer.
+                forget()?;
+                step(&record.name, State::Paused, Step::Enter)?;
+            }
+            let answer = control.ask(&message, &descriptors).await;
+            drop(control);
             match answer {
                 Ok((Reply::Started { pid, .. }, received)) => {
                     let mut received = received.into_iter();
@@ -107,9 +118,10 @@ impl Inner {
     }
 
     pub(crate) async fn signal(&self, id: &Id, session: u64, signal: i32) -> Result<(), Error> {
-        let (name, sandbox) = self.with_environment(id, |environment| {
+        let (name, state, sandbox) = self.with_environment(id, |environment| {
             (
                 environment.record.name.clone(),
+                environment.state(),
                 environment.sandbox.clone().filter(|_| environment.sessions.contains_key(&session)),
             )
         })?;
@@ -118,6 +130,7 @@ impl Inner {
             name: session.to_string(),
             remedy: "it has ended",
         })?;
+        step(&name, state, Step::Signal)?;
         let mut control = sandbox.control.lock().await;
         control
             .ask(&Request::Signal { session, signal }, &[])

@@ -10,6 +10,13 @@ use crate::error::Error;
 pub enum Step {
     Build,
     Start,
+    /// A session is started.
+    Enter,
+    /// Its sessions get a signal.
+    Signal,
+    Pause,
+    Unpause,
+    Restart,
     Stop,
     Destroy,
 }
@@ -19,6 +26,11 @@ impl Step {
         match self {
             Self::Build => "be built",
             Self::Start => "be started",
+            Self::Enter => "be entered",
+            Self::Signal => "be sent a signal",
+            Self::Pause => "be paused",
+            Self::Unpause => "be unpaused",
+            Self::Restart => "be restarted",
             Self::Stop => "be stopped",
             Self::Destroy => "be destroyed",
         }
@@ -28,17 +40,26 @@ impl Step {
 /// The table. A step that is not in it is refused.
 ///
 /// ```text
-/// defined ── build ──▶ built ── start ──▶ running
-///                        ▲ └─ build         │
-///                        └───── stop ───────┘
+/// defined ── build ──▶ built ── start, enter, restart ──▶ running ── pause ──▶ paused
+///                       ▲ └─ build                         │  ▲ └─ signal        │ │
+///                       │◀───────────── stop ──────────────┘  └──── unpause ─────┘ │
+///                       └─────────────── stop ─────────────────────────────────────┘
 /// ```
 ///
-/// `paused`, `frozen` and `archived` are entered by steps that are not built yet; a record that holds them is kept.
+/// `frozen` and `archived` are entered by steps that are not built yet; a record that holds them is kept.
 const STEPS: &[(State, Step, State)] = &[
     (State::Defined, Step::Build, State::Built),
     (State::Built, Step::Build, State::Built),
     (State::Built, Step::Start, State::Running),
+    (State::Built, Step::Enter, State::Running),
+    (State::Built, Step::Restart, State::Running),
     (State::Running, Step::Start, State::Running),
+    (State::Running, Step::Enter, State::Running),
+    (State::Running, Step::Restart, State::Running),
+    (State::Running, Step::Signal, State::Running),
+    (State::Running, Step::Pause, State::Paused),
+    (State::Paused, Step::Unpause, State::Running),
+    (State::Paused, Step::Stop, State::Built),
     (State::Running, Step::Stop, State::Built),
     (State::Built, Step::Stop, State::Built),
     (State::Defined, Step::Destroy, State::Defined),
@@ -49,11 +70,15 @@ pub fn step(name: &str, from: State, step: Step) -> Result<State, Error> {
     STEPS.iter().find(|(state, with, _)| *state == from && *with == step).map(|(_, _, to)| *to).ok_or_else(
         || {
             let remedy = match from {
+                State::Running if step == Step::Unpause => "it is not paused",
                 State::Running => "stop it first (`casemate stop`)",
                 State::Defined => "build it first (`casemate build`)",
-                State::Paused => "unpause it first",
+                State::Paused => "unpause it first (`casemate unpause`)",
                 State::Frozen => "thaw it first",
                 State::Archived => "unarchive it first",
+                State::Built if matches!(step, Step::Pause | Step::Unpause | Step::Signal) => {
+                    "start it first (`casemate start`)"
+                }
                 State::Built => "see `casemate show`",
                 State::Damaged => "see `casemate doctor`",
             };
@@ -87,6 +112,16 @@ mod tests {
             assert_eq!(error.kind(), crate::ErrorKind::IllegalTransition);
             assert!(error.to_string().contains("\"demo\" is running"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_paused_environment_is_unpaused_or_stopped_and_nothing_else() {
+        for with in [Step::Build, Step::Start, Step::Enter, Step::Signal, Step::Restart, Step::Pause] {
+            let error = step("demo", State::Paused, with).expect_err("illegal");
+            assert!(error.to_string().contains("casemate unpause"), "{error}");
+        }
+        assert_eq!(step("demo", State::Paused, Step::Unpause).expect("legal"), State::Running);
+        assert_eq!(step("demo", State::Paused, Step::Stop).expect("legal"), State::Built);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::api::Settings;
+use crate::cgroups::ScopeError;
 use crate::error::{Error, WorkKind};
 use crate::jobs::Job;
 use crate::sandboxes;
@@ -168,11 +169,14 @@ impl Workers {
         log: OwnedFd,
         socket: OwnedFd,
         name: &str,
+        place: impl AsyncFnOnce(u32) -> Result<(), ScopeError>,
     ) -> Result<(), Error> {
         let failed = |message: String| Error::Sandbox { name: name.to_owned(), message };
         let text = serde_json::to_vec(plan).map_err(|error| failed(error.to_string()))?;
-        self.spawner.start_init(&self.init, &text, log, vec![socket]).await.map_err(|error| match error {
+        let started = self.spawner.start_init(&self.init, &text, log, vec![socket], place).await;
+        started.map_err(|error| match error {
             WorkerError::Failed { failure, .. } => failed(failure.message),
+            WorkerError::Place { source, .. } => failed(format!("no control group for it: {source}")),
             other => failed(other.to_string()),
         })
     }

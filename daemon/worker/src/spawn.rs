@@ -83,6 +83,8 @@ pub enum WorkerError {
     Spawn { program: PathBuf, source: std::io::Error },
     #[error("{program} refused to map ids: {message}; check /etc/subuid and /etc/subgid (`casemate doctor`)")]
     Ids { program: PathBuf, message: String },
+    #[error("{worker} cannot be put where it belongs: {source}")]
+    Place { worker: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot talk to {worker}: {source}")]
     Pipe { worker: String, source: std::io::Error },
     #[error("cancelled")]
@@ -320,11 +322,13 @@ impl Spawner {
         Ok(())
     }
 
-    /// The handshake up to the maps. False: it ended instead.
+    /// The handshake up to the maps; `meanwhile` is done while they are written, when the process is still the user's.
+    /// False: it ended instead.
     async fn map(
         &self,
         started: &mut Started,
         stdin: &mut tokio::process::ChildStdin,
+        meanwhile: impl Future<Output = Result<(), WorkerError>>,
     ) -> Result<bool, WorkerError> {
         let name = started.name.clone();
         match started.lines.event::<()>(&name).await? {
@@ -334,7 +338,7 @@ impl Spawner {
         }
         // Not reaped yet, so the pid is still this process's.
         let Some(pid) = started.child.id() else { return Ok(false) };
-        self.write_maps(pid).await?;
+        tokio::try_join!(self.write_maps(pid), meanwhile)?;
         stdin.write_all(b"\n").await.map_err(|source| WorkerError::Pipe { worker: name, source })?;
         Ok(true)
     }
@@ -424,7 +428,7 @@ impl Spawner {
         let name = started.name.clone();
         let Some(mut stdin) = started.child.stdin.take() else { return Ok(None) };
         let begin = async {
-            if mapped && !self.map(started, &mut stdin).await? {
+            if mapped && !self.map(started, &mut stdin, std::future::ready(Ok(()))).await? {
                 return Ok(false);
             }
             match started.lines.event::<()>(&name).await? {
@@ -473,20 +477,35 @@ impl Spawner {
     }
 
     /// Start `casemate-init` from its sealed copy in memory and see it through to `ready`. From then on it lives without
-    /// us.
-    pub async fn start_init(
+    /// us. Before it has its plan, and so before it makes namespaces or other processes, `place` gets its pid.
+    pub async fn start_init<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
         &self,
         program: &OwnedFd,
         plan: &[u8],
         log: OwnedFd,
         descriptors: Vec<OwnedFd>,
+        place: impl AsyncFnOnce(u32) -> Result<(), E>,
     ) -> Result<(), WorkerError> {
         let path = PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd()));
         let mut started = self.start(&path, "casemate-init", descriptors, Stdio::from(log))?;
         let Some(mut stdin) = started.child.stdin.take() else { return Err(started.died(None).await) };
         let name = started.name.clone();
         let begin = async {
-            if matches!(self.ids, IdMode::Range { .. }) && !self.map(&mut started, &mut stdin).await? {
+            // Not reaped yet, so the pid is still this process's.
+            let Some(pid) = started.child.id() else { return Ok(None) };
+            let placed = async {
+                place(pid)
+                    .await
+                    .map_err(|error| WorkerError::Place { worker: name.clone(), source: error.into() })
+            };
+            let alive = match self.ids {
+                IdMode::Range { .. } => self.map(&mut started, &mut stdin, placed).await?,
+                IdMode::Single { .. } => {
+                    placed.await?;
+                    true
+                }
+            };
+            if !alive {
                 return Ok(None);
             }
             stdin

@@ -29,6 +29,21 @@ pub trait Environment {
     /// Stop method
     fn stop(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
 
+    /// Restart method
+    fn restart(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Kill method
+    fn kill(&self, signal: i32, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Pause method
+    fn pause(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Unpause method
+    fn unpause(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// SetLimits method
+    fn set_limits(&self, limits: std::collections::HashMap<&str, &zbus::Variant<'_>>, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
     /// Destroy method
     fn destroy(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
 
@@ -89,4 +104,52 @@ pub trait Environment {
     /// Sessions property
     #[zbus(property)]
     fn sessions(&self) -> zbus::Result<u32>;
+
+    /// Limits property
+    #[zbus(property)]
+    fn limits(&self) -> zbus::Result<std::collections::HashMap<String, zbus::OwnedVariant>>;
+
+    /// UnenforcedLimits property
+    #[zbus(property)]
+    fn unenforced_limits(&self) -> zbus::Result<Vec<String>>;
+
+    /// OomKills property
+    #[zbus(property)]
+    fn oom_kills(&self) -> zbus::Result<u64>;
+
+    /// LastExitCode property
+    #[zbus(property)]
+    fn last_exit_code(&self) -> zbus::Result<i32>;
+
+    /// MemoryCurrent property
+    #[zbus(property)]
+    fn memory_current(&self) -> zbus::Result<u64>;
+
+    /// MemoryPeak property
+    #[zbus(property)]
+    fn memory_peak(&self) -> zbus::Result<u64>;
+
+    /// SwapCurrent property
+    #[zbus(property)]
+    fn swap_current(&self) -> zbus::Result<u64>;
+
+    /// CpuUsage property
+    #[zbus(property)]
+    fn cpu_usage(&self) -> zbus::Result<u64>;
+
+    /// PidsCurrent property
+    #[zbus(property)]
+    fn pids_current(&self) -> zbus::Result<u64>;
+
+    /// IoReadBytes property
+    #[zbus(property)]
+    fn io_read_bytes(&self) -> zbus::Result<u64>;
+
+    /// IoWriteBytes property
+    #[zbus(property)]
+    fn io_write_bytes(&self) -> zbus::Result<u64>;
+
+    /// OutOfMemory signal
+    #[zbus(signal)]
+    fn out_of_memory(&self, kills: u64) -> zbus::Result<()>;
 }

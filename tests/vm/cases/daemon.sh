@@ -32,7 +32,7 @@ case_the_watchdog_is_fed_and_bites() {
     casemate stop demo
 }
 
-# Init lives in the daemon's cgroup until environments have scopes of their own; KillMode=process is what spares it.
+# Each environment is in a scope of its own; nothing of it is in the unit.
 case_stop_and_restart_leave_environments_alone() {
     environment demo
     casemate start demo
