@@ -1,0 +1,49 @@
+//! `make bench`: Casemate beside its peers, in one run, on one file system, as an ordinary user. Runs of both sides
+//! alternate, so that what else the machine does hits both; what is told is the ratio of the medians.
+//!
+//! A table goes to standard error, one JSON object for each line of it to standard output. A budget that is missed is said
+//! and does not fail: a busy machine is no defect. Arguments choose: `exec`, `import`, `list`, `idle`; none is all.
+
+mod daemon;
+mod exec;
+mod import;
+mod measure;
+mod peers;
+
+use std::time::Duration;
+
+use casemate_tests::World;
+use measure::Report;
+
+fn main() {
+    // `cargo bench` adds an argument of its own.
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let known = ["exec", "import", "list", "idle"];
+    if let Some(word) = chosen.iter().find(|word| !known.contains(&word.as_str())) {
+        eprintln!("bench: there is no {word:?}; there are {known:?}");
+        std::process::exit(2);
+    }
+    let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|word| word == name);
+    let mut report = Report::default();
+    let mut world = World::with_release();
+    world.write_manifest("");
+    for name in ["running", "stopped"] {
+        world.run(&["build", name, "--manifest", &world.manifest()]);
+    }
+    world.run(&["start", "running"]);
+    if wanted("exec") {
+        exec::running(&world, &mut report);
+        exec::stopped(&world, &mut report);
+    }
+    if wanted("import") {
+        import::measure(&world, &mut report);
+    }
+    world.run(&["stop", "running"]);
+    if wanted("list") {
+        daemon::list(&mut world, &mut report);
+    }
+    if wanted("idle") {
+        daemon::idle(&mut world, &mut report, Duration::from_secs(40));
+    }
+    report.table();
+}
