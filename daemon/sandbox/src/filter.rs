@@ -1,13 +1,16 @@
 //! The system call filters of sessions, compiled once. Default: ENOSYS. Allowed: [`crate::syscalls::ALLOWED`]. Denied with
-//! EPERM whatever that list says: [`DENIED`], and the argument conditions below.
+//! EPERM whatever that list says: [`DENIED`], and the argument conditions below. Each session applies them anew, so they are
+//! short.
 
 use std::collections::BTreeMap;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
 };
 
 use crate::syscalls::ALLOWED;
+use crate::verdicts;
 
 /// Denied by name, so that a program hears "not permitted", as it does elsewhere, and not "no such call".
 const DENIED: &[i64] = &[
@@ -75,15 +78,18 @@ pub struct FilterError {
     message: String,
 }
 
-fn failed<E: std::fmt::Display>(step: &'static str) -> impl Fn(E) -> FilterError {
+pub fn failed<E: std::fmt::Display>(step: &'static str) -> impl Fn(E) -> FilterError {
     move |error| FilterError { step, message: error.to_string() }
+}
+
+fn architecture() -> Result<TargetArch, FilterError> {
+    std::env::consts::ARCH.try_into().map_err(failed("compiled"))
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Result<BpfProgram, FilterError> {
-    let architecture = std::env::consts::ARCH.try_into().map_err(failed("compiled"))?;
-    SeccompFilter::new(rules, mismatch, matched, architecture)
+    SeccompFilter::new(rules, mismatch, matched, architecture()?)
         .map_err(failed("built"))?
         .try_into()
         .map_err(|error: seccompiler::BackendError| failed("compiled")(error))
@@ -96,8 +102,9 @@ fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule,
     SeccompRule::new(vec![condition]).map_err(failed("built"))
 }
 
-fn denied() -> Result<Rules, FilterError> {
-    let mut rules: Rules = DENIED.iter().map(|number| (*number, vec![])).collect();
+/// What arguments make of a call that is allowed by number.
+fn denied_arguments() -> Result<Rules, FilterError> {
+    let mut rules = Rules::new();
     let equal = |argument, values: &[u64]| -> Result<Vec<SeccompRule>, FilterError> {
         values.iter().map(|value| when(argument, SeccompCmpOp::Eq, *value)).collect()
     };
@@ -142,13 +149,13 @@ const OWNERSHIP: &[i64] = &[
 
 impl Filters {
     pub fn compile(deny_unix_sockets: bool, single: bool) -> Result<Self, FilterError> {
-        let denied = denied()?;
-        let mut known: Rules = ALLOWED.iter().map(|(number, _)| (*number, vec![])).collect();
-        known.extend(DENIED.iter().map(|number| (*number, vec![])));
         let errno = |errno: i32| SeccompAction::Errno(errno as u32);
+        let mut numbers: BTreeMap<i64, SeccompAction> =
+            ALLOWED.iter().map(|(number, _)| (*number, SeccompAction::Allow)).collect();
+        numbers.extend(DENIED.iter().map(|number| (*number, errno(libc::EPERM))));
         let mut programs = vec![
-            program(known, errno(libc::ENOSYS), SeccompAction::Allow)?,
-            program(denied, SeccompAction::Allow, errno(libc::EPERM))?,
+            verdicts::compile(&numbers, &errno(libc::ENOSYS), architecture()?)?,
+            program(denied_arguments()?, SeccompAction::Allow, errno(libc::EPERM))?,
         ];
         if deny_unix_sockets {
             let unix = || when(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64);

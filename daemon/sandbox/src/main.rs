@@ -15,6 +15,7 @@ mod server;
 mod session;
 mod sys;
 mod syscalls;
+mod verdicts;
 
 use std::fs::File;
 use std::io::{Read, Write};

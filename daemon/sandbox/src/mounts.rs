@@ -229,6 +229,12 @@ impl Tree {
         const READ_ONLY: &[&str] =
             &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
         let null = step("open /dev/null", self.open("/dev/null", OFlags::NOFOLLOW))?;
+        let safe = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        // One file system for all directories, as making one costs. What is cloned must be mounted (before Linux 6.15).
+        let mut empty = None;
         for path in MASKED {
             let target = match self.open(path, OFlags::NOFOLLOW) {
                 Ok(target) => target,
@@ -237,16 +243,20 @@ impl Tree {
                 Err(error) => return step(&format!("mask {path}"), Err(error)),
             };
             let stat = step("look at a path to mask", rustix::fs::fstat(&target))?;
-            let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                let safe = MountAttrFlags::MOUNT_ATTR_RDONLY
-                    | MountAttrFlags::MOUNT_ATTR_NOSUID
-                    | MountAttrFlags::MOUNT_ATTR_NODEV
-                    | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-                file_system("tmpfs", &[("mode", "0555"), ("size", "4k"), ("nr_inodes", "2")], safe)?
-            } else {
-                step("take /dev/null", clone_tree(null.as_fd(), false))?
+            let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            let cover = match (directory, &empty) {
+                (false, _) => step("take /dev/null", clone_tree(null.as_fd(), false))?,
+                (true, Some(empty)) => {
+                    step("take an empty directory", clone_tree(OwnedFd::as_fd(empty), false))?
+                }
+                (true, None) => {
+                    file_system("tmpfs", &[("mode", "0555"), ("size", "4k"), ("nr_inodes", "2")], safe)?
+                }
             };
             step(&format!("mask {path}"), attach(&cover, &target))?;
+            if directory && empty.is_none() {
+                empty = Some(step(&format!("open {path}"), self.open(path, OFlags::DIRECTORY))?);
+            }
         }
         for path in READ_ONLY {
             let target = match self.open(path, OFlags::NOFOLLOW) {

@@ -6,7 +6,6 @@ use std::os::unix::ffi::OsStrExt;
 
 use casemate_sandbox::control::Exec;
 use casemate_sandbox::plan::{Ids, Network, Plan};
-use casemate_worker::confine::drop_capabilities;
 use landlock::{ABI, Access, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
@@ -136,7 +135,9 @@ impl Sessions {
                 bound(CapabilitySet::empty())?;
             }
         }
-        drop_capabilities(CapabilitySet::empty())?;
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        step("drop capabilities", rustix::thread::set_capabilities(None, sets))?;
         step("forbid new privileges", nix::sys::prctl::set_no_new_privs())?;
         if self.plan.network == Network::Host {
             scope()?;
@@ -271,6 +272,7 @@ fn try_execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> n
                 Err(error) => error,
             }
         }
+        Err(error @ (nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR)) => error,
         // A directory of that name, say, is as little a command as a missing one is.
         Err(error) => {
             let directory = std::fs::metadata(std::ffi::OsStr::from_bytes(path.to_bytes()))
