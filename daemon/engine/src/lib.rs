@@ -328,11 +328,15 @@ impl Engine {
         sound.chain(damaged).collect()
     }
 
+    /// By full name or id.
     pub fn environment(&self, selector: &str) -> Result<EnvironmentInfo, Error> {
-        self.environments()
-            .into_iter()
-            .find(|info| info.name == selector || info.id == selector)
-            .ok_or_else(|| no_environment(selector))
+        let tables = self.inner.tables();
+        let id = selector.parse::<Id>().ok();
+        let by_id = id.and_then(|id| tables.environments.get_key_value(&id));
+        let found = by_id.or_else(|| {
+            tables.environments.iter().find(|(_, environment)| environment.record.name == selector)
+        });
+        found.map(|(id, environment)| self.info(id, environment)).ok_or_else(|| no_environment(selector))
     }
 
     pub fn jobs(&self) -> Vec<JobInfo> {
