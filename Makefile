@@ -21,7 +21,7 @@ BUS_POLICY := dbus-1/session.d/org.casemate.Casemate1.conf
 UNIT := systemd/user/casemated.service
 ENVIRONMENT_UNIT := systemd/user/casemate-environment@.service
 
-.PHONY: help setup build demo test test-vm soak lint interfaces install uninstall clean
+.PHONY: help setup build demo test test-vm soak bench lint interfaces install uninstall clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,6 +44,9 @@ test-vm: ## The cases that need systemd, cgroup v2 or another kernel, in a virtu
 
 soak: ## The suite with full counts
 	@CASEMATE_SOAK=1 scripts/test
+
+bench: ## Measure beside bubblewrap, crun and tar; ONLY="exec import list idle" chooses
+	@scripts/bench $(ONLY)
 
 lint: ## Clippy and rustfmt, warnings denied; cargo deny and shellcheck where installed
 	@scripts/lint

@@ -43,6 +43,7 @@ fn main() {
         daemon::list(&mut world, &mut report);
     }
     if wanted("idle") {
+        // Longer than the daemon's own clock ever was.
         daemon::idle(&mut world, &mut report, Duration::from_secs(40));
     }
     report.table();

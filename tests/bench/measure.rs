@@ -70,7 +70,8 @@ impl Report {
 
     /// One figure and its upper bound.
     pub fn bound(&mut self, name: &str, value: f64, unit: &str, limit: f64) {
-        let json = json!({ "name": name, "value": value, "unit": unit, "limit": limit, "met": value <= limit });
+        let json =
+            json!({ "name": name, "value": value, "unit": unit, "limit": limit, "met": value <= limit });
         let line = format!("{name:<34} {value:>8.1} {unit}  at most {limit:.1}  {}", met(value <= limit));
         self.tell(&json, line);
     }

@@ -17,7 +17,10 @@ pub fn root(world: &World) -> PathBuf {
 /// A bare sandbox: all namespaces, the root read-only, /proc and /dev; no filter, no capabilities to drop, one id.
 pub fn bubblewrap(world: &World, root: &Path) -> Command {
     let mut command = world.command("bwrap");
-    command.args(["--unshare-all", "--ro-bind"]).arg(root).args(["/", "--proc", "/proc", "--dev", "/dev", "true"]);
+    command
+        .args(["--unshare-all", "--ro-bind"])
+        .arg(root)
+        .args(["/", "--proc", "/proc", "--dev", "/dev", "true"]);
     command
 }
 
