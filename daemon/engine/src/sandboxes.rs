@@ -113,7 +113,12 @@ impl Sandbox {
         let wrong = |message: String| Error::Sandbox { name: name.to_owned(), message };
         let pidfd = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty())
             .map_err(|errno| wrong(format!("its init {} is gone: {errno}", peer.pid.as_raw_nonzero())))?;
-        let (reply, _) = control.ask(&Request::Hello, &[]).await.map_err(&failed)?;
+        // Both at once: init answers in one turn of its loop.
+        let mut watch = Control::connect(&path).map_err(&failed)?;
+        let (greeted, watched) =
+            tokio::join!(control.ask(&Request::Hello, &[]), watch.ask(&Request::Watch, &[]));
+        let (reply, _) = greeted.map_err(&failed)?;
+        watched.map_err(&failed)?;
         let Reply::Hello { id: found, linger, outer_user_namespace, inner_user_namespace, .. } = reply else {
             return Err(wrong("init gave no greeting".to_owned()));
         };
@@ -140,8 +145,6 @@ impl Sandbox {
                 std::fs::rename(&beside, &recorded).map_err(Error::io("write", &recorded))?;
             }
         }
-        let mut watch = Control::connect(&path).map_err(&failed)?;
-        watch.ask(&Request::Watch, &[]).await.map_err(&failed)?;
         Ok(Self {
             control: tokio::sync::Mutex::new(control),
             watch,
