@@ -218,11 +218,13 @@ mod tests {
         let listener = bind(&path).expect("a socket");
         rustix::net::listen(&listener, 4).expect("listen");
         let (given_up, was_given_up) = std::sync::mpsc::channel();
+        let (answered, was_answered) = std::sync::mpsc::channel();
         let init = std::thread::spawn(move || {
             let first = rustix::net::accept(&listener).expect("a connection");
             assert_eq!(request(&first), Request::Hello);
             was_given_up.recv().expect("the client's word");
             answer(&first, 1);
+            answered.send(()).expect("the client's ear");
             let second = rustix::net::accept(&listener).expect("another connection");
             assert_eq!(request(&second), Request::Watch);
             answer(&second, 2);
@@ -231,6 +233,7 @@ mod tests {
         let patience = Duration::from_millis(50);
         assert!(tokio::time::timeout(patience, control.ask(&Request::Hello, &[])).await.is_err());
         given_up.send(()).expect("init's ear");
+        was_answered.recv().expect("init's word");
         let (reply, _) = control.ask(&Request::Watch, &[]).await.expect("an answer");
         assert_eq!(reply, Reply::Started { session: 2, pid: 1 });
         init.join().expect("init");
