@@ -317,26 +317,33 @@ impl Engine {
     pub fn environments(&self) -> Vec<EnvironmentInfo> {
         let tables = self.inner.tables();
         let sound = tables.environments.iter().map(|(id, environment)| self.info(id, environment));
-        let damaged = tables.damage.environments.keys().map(|id| EnvironmentInfo {
+        let damaged = tables.damage.environments.keys().map(|id| self.damaged(id));
+        sound.chain(damaged).collect()
+    }
+
+    fn damaged(&self, id: &Id) -> EnvironmentInfo {
+        EnvironmentInfo {
             id: id.to_string(),
             // Its name is not known: it goes by its id.
             name: id.to_string(),
             state: State::Damaged,
             id_mode: self.id_mode(),
             ..EnvironmentInfo::default()
-        });
-        sound.chain(damaged).collect()
+        }
     }
 
-    /// By full name or id.
+    /// By full name or id. Objects on the bus ask for each property, so not all are described for one.
     pub fn environment(&self, selector: &str) -> Result<EnvironmentInfo, Error> {
         let tables = self.inner.tables();
         let id = selector.parse::<Id>().ok();
         let by_id = id.and_then(|id| tables.environments.get_key_value(&id));
-        let found = by_id.or_else(|| {
-            tables.environments.iter().find(|(_, environment)| environment.record.name == selector)
-        });
-        found.map(|(id, environment)| self.info(id, environment)).ok_or_else(|| no_environment(selector))
+        let by_name =
+            || tables.environments.iter().find(|(_, environment)| environment.record.name == selector);
+        if let Some((id, environment)) = by_id.or_else(by_name) {
+            return Ok(self.info(id, environment));
+        }
+        let damaged = id.filter(|id| tables.damage.environments.contains_key(id));
+        damaged.map(|id| self.damaged(&id)).ok_or_else(|| no_environment(selector))
     }
 
     pub fn jobs(&self) -> Vec<JobInfo> {
