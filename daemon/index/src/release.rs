@@ -3,8 +3,8 @@
 use casemate_worker::protocol::{Compression, Failure, FailureKind, IndexFile, ReleaseIndex};
 use pgp::composed::{CleartextSignedMessage, Deserializable, SignedPublicKey};
 use pgp::crypto::hash::HashAlgorithm;
-use pgp::packet::Signature;
-use pgp::types::{KeyDetails, VerifyingKey};
+use pgp::packet::{Signature, SignatureType};
+use pgp::types::{KeyDetails, Tag, VerifyingKey};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Clocks differ; more than this is no difference of clocks.
@@ -56,29 +56,38 @@ fn alive<'a>(made: u64, bindings: impl Iterator<Item = &'a Signature>, now: u64)
     life.is_none_or(|life| life.is_zero() || made.saturating_add(life.as_secs()) >= now)
 }
 
+/// What a certificate's primary key says of itself, where it verifies. What others say of it is neither needed nor
+/// verifiable here: Debian's keys certify each other.
+fn own_bindings(certificate: &SignedPublicKey) -> Vec<&Signature> {
+    let primary = &certificate.primary_key;
+    let revokes = |signature: &&Signature| signature.typ() == Some(SignatureType::CertRevocation);
+    let of_users = certificate.details.users.iter().flat_map(|user| {
+        let own = user
+            .signatures
+            .iter()
+            .filter(|signature| signature.verify_certification(primary, Tag::UserId, &user.id).is_ok());
+        let own: Vec<&Signature> = own.collect();
+        if own.iter().any(revokes) { Vec::new() } else { own }
+    });
+    let direct = certificate.details.direct_signatures.iter();
+    of_users.chain(direct.filter(|signature| signature.verify_key(primary).is_ok())).collect()
+}
+
+/// Whether a certificate's primary key is one to trust: bound by itself, not revoked, of age.
+fn holds(certificate: &SignedPublicKey, now: u64) -> bool {
+    let made = seconds(certificate.primary_key.created_at().into());
+    certificate.details.revocation_signatures.is_empty()
+        && alive(made, own_bindings(certificate).into_iter(), now)
+}
+
 fn by_certificate(
     certificate: &SignedPublicKey,
     message: &CleartextSignedMessage,
     text: &[u8],
     now: u64,
 ) -> Option<String> {
-    if !certificate.details.revocation_signatures.is_empty()
-        || certificate.details.verify_bindings(&certificate.primary_key).is_err()
-    {
-        return None;
-    }
     let primary = &certificate.primary_key;
-    let own = certificate
-        .details
-        .users
-        .iter()
-        .flat_map(|user| &user.signatures)
-        .chain(&certificate.details.direct_signatures);
-    let by_itself = own.filter(|binding| {
-        binding.issuer_key_id().iter().any(|id| **id == primary.legacy_key_id())
-            || binding.issuer_fingerprint().iter().any(|f| **f == primary.fingerprint())
-    });
-    if !alive(seconds(primary.created_at().into()), by_itself, now) {
+    if !holds(certificate, now) {
         return None;
     }
     for signature in message.signatures() {
@@ -86,10 +95,7 @@ fn by_certificate(
             return Some(format!("{:X}", primary.fingerprint()));
         }
         for subkey in &certificate.public_subkeys {
-            let revoked = subkey
-                .signatures
-                .iter()
-                .any(|s| s.typ() == Some(pgp::packet::SignatureType::SubkeyRevocation));
+            let revoked = subkey.signatures.iter().any(|s| s.typ() == Some(SignatureType::SubkeyRevocation));
             let signs = subkey.signatures.iter().any(|binding| binding.key_flags().sign());
             if !revoked
                 && signs
@@ -292,6 +298,23 @@ mod tests {
         assert_eq!(kind(&expired, &wanted()), FailureKind::Stale);
         assert_eq!(kind(&text().replace("Date: Sat", "Date: Xat"), &wanted()), FailureKind::Refused);
         assert_eq!(kind(&text().replace("Packages.", "Other."), &wanted()), FailureKind::NotFound);
+    }
+
+    /// Also those that other keys have certified, which all but one have.
+    #[test]
+    fn the_keys_that_are_shipped_hold_for_as_long_as_they_say() {
+        let keys = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../keys/debian");
+        for entry in std::fs::read_dir(keys).expect("keys") {
+            let path = entry.expect("entry").path();
+            let text = std::fs::read_to_string(&path).expect("key");
+            let (certificate, _) = SignedPublicKey::from_string(&text).expect("a certificate");
+            assert!(holds(&certificate, 1_757_200_000), "{}", path.display());
+            assert!(!holds(&certificate, 2_200_000_000), "{} never expires", path.display());
+            let mut unbound = certificate.clone();
+            unbound.details.users.clear();
+            unbound.details.direct_signatures.clear();
+            assert!(!holds(&unbound, 1_757_200_000), "{}", path.display());
+        }
     }
 
     #[test]
