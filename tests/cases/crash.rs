@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use casemate_tests::processes::{marked, parent};
+use casemate_tests::processes::{marked, parent, status};
 use casemate_tests::{World, soak, text, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -47,7 +47,8 @@ fn an_init_that_does_not_answer_is_ended(world: &mut World) {
     world.start_daemon();
     assert!(!world.run(&["list"]).contains("running"), "{}", world.run(&["list"]));
     assert_eq!(client.wait().expect("wait").code(), Some(125));
-    assert!(!Path::new(&format!("/proc/{init}")).exists());
+    // Its parent is the host's init, whose it is to reap it.
+    wait_for("init's end", || status(init, "State").is_none_or(|state| state.starts_with('Z')));
     assert_eq!(text(&world.exec(&["demo", "--", "echo", "anew"]).stdout), "anew\n");
 }
 
