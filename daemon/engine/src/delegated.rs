@@ -141,12 +141,14 @@ impl Scopes for Delegated {
 
     fn remove<'a>(&'a self, group: &'a Path) -> Pending<'a> {
         Box::pin(async move {
-            if !group.exists() {
-                return Ok(());
-            }
             // A process that has ended leaves its group a moment later.
-            wait_for_event(group, "populated 0", "empty").await?;
-            std::fs::remove_dir(group).map_err(ScopeError::file("remove", group))
+            let emptied = wait_for_event(group, "populated 0", "empty").await;
+            match std::fs::remove_dir(group) {
+                // Somebody else was as quick.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(error) => emptied.and(Err(ScopeError::file("remove", group)(error))),
+                Ok(()) => Ok(()),
+            }
         })
     }
 }
