@@ -1,8 +1,9 @@
 //! Sessions: status, streams, ids, and what is inside.
 
 use std::path::Path;
+use std::process::Stdio;
 
-use casemate_tests::{World, set_mode, text};
+use casemate_tests::{World, set_mode, soak, text};
 
 #[test]
 fn sessions() {
@@ -92,16 +93,20 @@ fn what_is_inside(world: &World) {
     assert_eq!(root("mknod /dev/x c 1 3 2>/dev/null || echo denied").trim(), "denied");
 }
 
+/// Several rounds, so that some come while the environment stops since the last one's sessions have ended.
 fn several_at_once(world: &World) {
-    let started: Vec<_> = (0..8)
-        .map(|number| {
-            let script = format!("echo {number}");
-            let mut command = world.casemate(&["exec", "sessions", "--", "sh", "-c", &script]);
-            command.stdout(std::process::Stdio::piped()).spawn().expect("casemate")
-        })
-        .collect();
-    for (number, child) in started.into_iter().enumerate() {
-        let output = child.wait_with_output().expect("output");
-        assert_eq!(text(&output.stdout), format!("{number}\n"));
+    for round in 0..soak(50, 5) {
+        let started: Vec<_> = (0..8)
+            .map(|number| {
+                let script = format!("echo {round} {number}");
+                let mut command = world.casemate(&["exec", "sessions", "--", "sh", "-c", &script]);
+                let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+                piped.spawn().expect("casemate")
+            })
+            .collect();
+        for (number, child) in started.into_iter().enumerate() {
+            let output = child.wait_with_output().expect("output");
+            assert_eq!(text(&output.stdout), format!("{round} {number}\n"), "{}", text(&output.stderr));
+        }
     }
 }

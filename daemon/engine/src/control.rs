@@ -81,7 +81,14 @@ impl Control {
     /// Leave a connection on which an answer is still to come, for one to the same process.
     fn reconnect(&mut self) -> Result<(), ControlError> {
         let was = self.peer()?.pid;
-        self.socket = Self::socket(&self.path)?;
+        use rustix::io::Errno;
+        self.socket = match Self::socket(&self.path) {
+            // Nobody listens any more, or what init left has been cleared away.
+            Err(ControlError::Connect { source: Errno::CONNREFUSED | Errno::NOENT, .. }) => {
+                return Err(ControlError::Closed);
+            }
+            socket => socket?,
+        };
         if self.peer()?.pid != was {
             return Err(ControlError::Closed);
         }
@@ -237,5 +244,23 @@ mod tests {
         let (reply, _) = control.ask(&Request::Watch, &[]).await.expect("an answer");
         assert_eq!(reply, Reply::Started { session: 2, pid: 1 });
         init.join().expect("init");
+    }
+
+    /// Whoever asks it next is told the same as the first, so that each of them starts it again.
+    #[tokio::test]
+    async fn an_init_that_is_gone_stays_gone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("control");
+        let listener = bind(&path).expect("a socket");
+        rustix::net::listen(&listener, 4).expect("listen");
+        let mut control = Control::connect(&path).expect("a connection");
+        drop(listener);
+        for _ in 0..2 {
+            let gone = control.ask(&Request::Hello, &[]).await;
+            assert!(matches!(gone, Err(ControlError::Closed)), "{gone:?}");
+        }
+        std::fs::remove_file(&path).expect("the socket");
+        let gone = control.ask(&Request::Hello, &[]).await;
+        assert!(matches!(gone, Err(ControlError::Closed)), "{gone:?}");
     }
 }

@@ -15,6 +15,9 @@ use crate::jobs::now;
 use crate::state::{Step, step};
 use crate::{Inner, configuration};
 
+/// Starts of an environment for one session: others' last sessions may end, and the environment with them, just before.
+const ATTEMPTS: u32 = 8;
+
 impl Inner {
     pub(crate) async fn exec(self: &Arc<Self>, id: &Id, request: ExecRequest) -> Result<Started, Error> {
         let (record, account) = self.with_environment(id, |environment| {
@@ -55,7 +58,7 @@ impl Inner {
         let mut descriptors: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
         descriptors.push(request.status.as_fd());
         // An environment that stops by itself may do so between our look and our request: then it is started again.
-        for attempt in 0.. {
+        for attempt in 1..=ATTEMPTS {
             let wanted = Wanted { step: Step::Enter, linger: false, unenforced_limits: false };
             let sandbox = self.ensure_running(id, wanted).await?;
             let info = ProcessInfo {
@@ -92,7 +95,7 @@ impl Inner {
                     }
                     return Ok(Started { process: (key, session), pidfd, terminal: received.next() });
                 }
-                Err(ControlError::Closed) if attempt == 0 => {
+                Err(ControlError::Closed) if attempt < ATTEMPTS => {
                     forget()?;
                     self.ended(id, &sandbox).await?;
                 }
@@ -113,7 +116,7 @@ impl Inner {
         }
         Err(Error::Sandbox {
             name: record.name,
-            message: "it stopped twice while a session was to start".into(),
+            message: format!("it stopped {ATTEMPTS} times while a session was to start"),
         })
     }
 
