@@ -15,7 +15,7 @@ fn one_id_is_enough() {
 
     world.run(&["release", "fetch", "debian/bookworm"]);
     // Its maintainer scripts make a user and give files to it.
-    world.write_manifest("[system]\npackages = [\"dbus\"]\n");
+    world.write_manifest("[system]\npackages = [\"dbus\"]\n[runtime]\nnetwork = \"none\"\n");
     world.run(&["build", "demo", "--manifest", &world.manifest()]);
     let shown = world.run(&["show", "demo"]);
     assert!(shown.contains("single: root inside is you outside"), "{shown}");
