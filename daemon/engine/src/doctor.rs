@@ -50,6 +50,8 @@ pub async fn examine(inner: &Inner) -> Vec<Finding> {
             "user namespaces without a profile have no rights",
             "as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or install a profile for casemate-init",
         ));
+    } else if read("/sys/module/apparmor/parameters/enabled").as_deref() == Some("Y") {
+        findings.push(finding("AppArmor", "ok", "in force, and does not restrict user namespaces", ""));
     }
     let file_systems = read("/proc/filesystems").unwrap_or_default();
     findings.push(if file_systems.lines().any(|line| line.ends_with("\toverlay")) {

@@ -32,6 +32,7 @@ case_doctor_finds_nothing_broken() {
     contains "ids" "$found" "ids: a range of 65536 from 100000"
     contains "Landlock" "$found" "Landlock: "
     equal "AppArmor in the kernel" "$(cat /sys/module/apparmor/parameters/enabled)" Y
+    contains "AppArmor" "$found" "ok        AppArmor: in force"
 }
 
 # The store does not use it yet: that file system and kernel have it, for the user's own files.
