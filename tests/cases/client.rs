@@ -4,6 +4,7 @@
 
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_tests::{World, text};
 use serde_json::Value;
@@ -88,8 +89,15 @@ fn form(value: &Value) -> Value {
     }
 }
 
+/// One at a time: while a release is fetched, a second fetch of it is refused.
+fn fetching() -> MutexGuard<'static, ()> {
+    static FETCHING: Mutex<()> = Mutex::new(());
+    FETCHING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn json() {
+    let _one_at_a_time = fetching();
     let (world, project) = World::shared_environment("told", "");
     let manifest = project.join("casemate.toml").display().to_string();
     let mut seen = String::new();
@@ -144,6 +152,7 @@ fn coloured(printed: &str) -> bool {
 
 #[test]
 fn progress_and_colours_are_for_terminals() {
+    let _one_at_a_time = fetching();
     let world = World::shared();
     let fetch = || world.casemate(&["release", "fetch", "debian/bookworm"]);
     assert!(on_a_terminal(fetch()).contains("\x1b["), "no progress on a terminal");

@@ -205,6 +205,13 @@ impl Sandbox {
         if tokio::time::timeout(grace, gone(&self.pidfd)).await.is_err() {
             // ESRCH: it is gone already, which is what is wanted.
             let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            if let Some(group) = &self.group
+                && self.paused.load(Ordering::Relaxed)
+                // Whoever serves the environment in its group (the keeper of its network) must run to see its end.
+                && let Err(error) = group.freeze(false).await
+            {
+                tracing::warn!(%error, "what a killed environment left stays frozen");
+            }
             gone(&self.pidfd).await;
         }
     }
