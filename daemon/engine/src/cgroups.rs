@@ -197,7 +197,9 @@ impl Cgroups {
         }
     }
 
+    /// Clear away a group whose init is gone.
     pub async fn remove(&self, group: &Group) -> Result<(), ScopeError> {
+        group.kill()?;
         match &self.scopes {
             Ok(scopes) => scopes.remove(&group.path).await,
             Err(_) => Ok(()),
@@ -307,6 +309,19 @@ impl Group {
         std::fs::write(&path, if on { "1" } else { "0" }).map_err(ScopeError::file("write", &path))?;
         let (line, state) = if on { ("frozen 1", "frozen") } else { ("frozen 0", "thawed") };
         wait_for_event(&self.path, line, state).await
+    }
+
+    /// End what is left when init is gone: who keeps the network is outside its namespace, and frozen it sees no end.
+    pub fn kill(&self) -> Result<(), ScopeError> {
+        let (kill, thaw) = (self.path.join("cgroup.kill"), self.path.join("cgroup.freeze"));
+        // Before Linux 5.14 there is no such file; thawed, the helpers end by themselves.
+        let (path, word) = if kill.exists() { (kill, "1") } else { (thaw, "0") };
+        match std::fs::write(&path, word) {
+            // The service manager has cleared it away; ENODEV while it was being opened.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(()),
+            result => result.map_err(ScopeError::file("write", &path)),
+        }
     }
 
     pub fn is_frozen(&self) -> bool {

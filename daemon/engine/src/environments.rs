@@ -293,12 +293,6 @@ impl Inner {
     pub(crate) async fn ended(&self, id: &Id, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         sandboxes::gone(&sandbox.pidfd).await;
         let key = id.to_string();
-        // Before it counts as ended, whoever is first to see it.
-        if let Some(group) = &sandbox.group
-            && let Err(error) = self.cgroups.remove(group).await
-        {
-            tracing::warn!(environment = key, %error, "a control group is left");
-        }
         let left = self.with_environment(id, |environment| {
             if !environment.sandbox.as_ref().is_some_and(|known| Arc::ptr_eq(known, sandbox)) {
                 return None;
@@ -311,6 +305,7 @@ impl Inner {
         });
         if let Ok(Some(sessions)) = left {
             sandboxes::clear(&self.settings.runtime.join(&key))?;
+            self.clear_group(sandbox).await;
             for session in sessions.into_keys() {
                 self.tell(Change::ProcessEnded((key.clone(), session), false, 9));
             }
@@ -380,8 +375,18 @@ impl Inner {
         if let Some(sandbox) = sandbox {
             sandbox.stop(timeout).await;
             self.ended(id, &sandbox).await?;
+            // Whoever saw it end first may still be at it.
+            self.clear_group(&sandbox).await;
         }
         Ok(())
+    }
+
+    async fn clear_group(&self, sandbox: &Sandbox) {
+        if let Some(group) = &sandbox.group
+            && let Err(error) = self.cgroups.remove(group).await
+        {
+            tracing::warn!(%error, "a control group is left");
+        }
     }
 
     pub(crate) async fn destroy(
