@@ -275,9 +275,12 @@ fn busctl_lists_starts_and_follows() {
 }
 
 fn python(world: &World, directory: &Path, arguments: &[&str]) -> Command {
-    // Debian's own Python, which has Debian's dbus-next.
-    let mut command = world.command("/usr/bin/python3");
-    command.arg(World::shipped().join("examples/python-client/casemate.py"));
+    // Ctrl-C works as in a terminal, also where the suite runs in a shell's background, which ignores it. Debian's own Python
+    // has Debian's dbus-next.
+    let mut command = world.command("env");
+    command
+        .args(["--default-signal=INT", "/usr/bin/python3"])
+        .arg(World::shipped().join("examples/python-client/casemate.py"));
     command.args(arguments).current_dir(directory);
     command
 }
