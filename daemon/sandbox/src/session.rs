@@ -102,8 +102,7 @@ impl Sessions {
             let root = (Uid::from_raw(0), Gid::from_raw(0));
             step("become root", setresgid(root.1, root.1, root.1))?;
             step("become root", setresuid(root.0, root.0, root.0))?;
-            // With all capabilities in the inner namespace, as its entrant has, filters need no `no_new_privs`; so
-            // set-id programs work inside.
+            // The crate that sets the filter forbids new privileges along with it, so set-id programs gain nothing here.
             if self.plan.network == Network::Host {
                 scope()?;
             }
