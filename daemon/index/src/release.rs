@@ -69,8 +69,12 @@ fn own_bindings(certificate: &SignedPublicKey) -> Vec<&Signature> {
         let own: Vec<&Signature> = own.collect();
         if own.iter().any(revokes) { Vec::new() } else { own }
     });
-    let direct = certificate.details.direct_signatures.iter();
-    of_users.chain(direct.filter(|signature| signature.verify_key(primary).is_ok())).collect()
+    // One that only appoints a revoker, as trixie's security key has, says nothing of the key's life and must not hide what
+    // an older binding says of it.
+    let direct = certificate.details.direct_signatures.iter().filter(|signature| {
+        signature.key_expiration_time().is_some() && signature.verify_key(primary).is_ok()
+    });
+    of_users.chain(direct).collect()
 }
 
 /// Whether a certificate's primary key is one to trust: bound by itself, not revoked, of age.
