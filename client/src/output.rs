@@ -12,9 +12,30 @@ pub fn printable(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
+/// A line, or many, on standard output, in one write. Whoever reads may stop reading, as `head` does: then it ends as other
+/// programs do which SIGPIPE ends.
+pub fn print(lines: &str) {
+    use std::io::{ErrorKind, Write};
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(lines.as_bytes()).and_then(|()| stdout.flush());
+    if let Err(error) = written {
+        if error.kind() == ErrorKind::BrokenPipe {
+            std::process::exit(128 + rustix::process::Signal::PIPE.as_raw());
+        }
+        eprintln!("casemate: cannot write to standard output: {error}");
+        std::process::exit(crate::FAILED.into());
+    }
+}
+
+/// As `println!`, but see [`print`].
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::output::print(&format!("{}\n", format_args!($($argument)*))) };
+}
+pub(crate) use say;
+
 pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Local(error.to_string()))?;
-    println!("{text}");
+    say!("{text}");
     Ok(())
 }
 
@@ -33,10 +54,11 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) {
     let line = |cells: &[String]| {
         let padded: Vec<String> =
             cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        println!("{}", padded.join("  ").trim_end());
+        format!("{}\n", padded.join("  ").trim_end())
     };
-    line(&head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>());
-    rows.iter().for_each(|row| line(row));
+    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    let lines: String = std::iter::once(&head).chain(&rows).map(|row| line(row)).collect();
+    print(&lines);
 }
 
 /// Seconds since the epoch as a date, UTC.

@@ -25,11 +25,13 @@ pub fn running(world: &World, report: &mut Report) {
 }
 
 /// Start, command, stop: until nothing of the environment is left.
-fn whole_life(world: &World, id: &str) -> (Duration, Duration) {
+fn whole_life(world: &World, name: &str) -> (Duration, Duration) {
+    let shown: serde_json::Value = serde_json::from_str(&world.run(&["show", name, "--json"])).expect("JSON");
+    let id = shown["id"].as_str().expect("id");
     let notify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).expect("inotify");
     notify.add_watch(&world.runtime(), AddWatchFlags::IN_DELETE).expect("watch");
     let begin = Instant::now();
-    let returned = time(&mut world.casemate(&["exec", "stopped", "--", "true"]));
+    let returned = time(&mut world.casemate(&["exec", name, "--", "true"]));
     loop {
         let events = notify.read_events().unwrap_or_default();
         if events.iter().any(|event| event.name.as_ref().is_some_and(|name| name == id)) {
@@ -44,20 +46,19 @@ fn whole_life(world: &World, id: &str) -> (Duration, Duration) {
 /// A command in an environment that does not run, beside a container made for it.
 pub fn stopped(world: &World, report: &mut Report) {
     let root = peers::root(world);
-    let shown: serde_json::Value =
-        serde_json::from_str(&world.run(&["show", "stopped", "--json"])).expect("JSON");
-    let id = shown["id"].as_str().expect("id");
     let mut range = peers::crun(world, &root, true);
     let mut single = peers::crun(world, &root, false);
-    let [mut returned, mut gone, mut with_range, mut with_one] = series();
+    let [mut returned, mut gone, mut connected, mut with_range, mut with_one] = series();
     for _ in 0..STOPPED {
-        let (until_returned, until_gone) = whole_life(world, id);
+        let (until_returned, until_gone) = whole_life(world, "stopped");
         returned.add(until_returned);
         gone.add(until_gone);
         with_range.add(time(&mut range));
         with_one.add(time(&mut single));
+        connected.add(whole_life(world, "connected").0);
     }
     report.ratio("exec, stopped: start, true, stop", &gone, "crun run, range of ids", &with_range, Some(1.0));
     report.ratio("the same", &gone, "crun run, one id", &with_one, None);
     report.ratio("the same, until exec returns", &returned, "crun run, range of ids", &with_range, None);
+    report.ratio("private network, until it returns", &connected, "the same without one", &returned, None);
 }

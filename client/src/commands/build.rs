@@ -9,7 +9,7 @@ use zbus::Variant;
 use crate::bus::{Failure, connect, environment, manager};
 use crate::commands::lifecycle::warn_of_unenforced;
 use crate::jobs::follow;
-use crate::output::json;
+use crate::output::{json, say};
 
 #[derive(Args)]
 pub struct Build {
@@ -89,9 +89,9 @@ pub async fn run(build: Build) -> Result<u8, Failure> {
     if build.json {
         json(&result)?;
     } else if result.get("changed").is_some_and(|changed| changed == "false") {
-        println!("{name} is up to date");
+        say!("{name} is up to date");
     } else {
-        println!("{name} built");
+        say!("{name} built");
     }
     Ok(0)
 }

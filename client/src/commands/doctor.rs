@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::bus::{Failure, connect, manager};
-use crate::output::{json, printable};
+use crate::output::{json, printable, say};
 
 #[derive(Serialize)]
 struct Finding {
@@ -25,9 +25,9 @@ pub async fn run(as_json: bool) -> Result<u8, Failure> {
         json(&findings)?;
     } else {
         for finding in &findings {
-            println!("{:9} {}: {}", finding.severity, printable(&finding.check), printable(&finding.detail));
+            say!("{:9} {}: {}", finding.severity, printable(&finding.check), printable(&finding.detail));
             if !finding.remedy.is_empty() {
-                println!("{:9} → {}", "", printable(&finding.remedy));
+                say!("{:9} → {}", "", printable(&finding.remedy));
             }
         }
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::bus::{Failure, connect};
 use crate::jobs::{Snapshot, follow};
-use crate::output::{date, json, printable, table};
+use crate::output::{date, json, printable, say, table};
 
 #[derive(Args)]
 pub struct Jobs {
@@ -50,7 +50,7 @@ pub async fn run(jobs: Jobs) -> Result<u8, Failure> {
             job.cancel(Default::default()).await?;
         } else {
             for line in job.get_log(Default::default()).await? {
-                println!("{}", printable(&line));
+                say!("{}", printable(&line));
             }
         }
         return Ok(0);

@@ -6,7 +6,7 @@ use zbus::Variant;
 
 use crate::bus::{Failure, connect, environment, manager};
 use crate::jobs::follow;
-use crate::output::printable;
+use crate::output::{printable, say};
 
 /// Limits that are not in force are said aloud, whatever else was asked for.
 pub fn warn_of_unenforced(result: &HashMap<String, String>) {
@@ -58,7 +58,7 @@ pub async fn destroy(selector: &str, force: bool) -> Result<u8, Failure> {
     let force = Variant::from(force);
     let job = environment(&connection, selector).await?.destroy(HashMap::from([("force", &force)])).await?;
     follow(&connection, &job).await?;
-    println!("{selector} destroyed");
+    say!("{selector} destroyed");
     Ok(0)
 }
 
@@ -71,6 +71,6 @@ pub async fn purge(yes: bool) -> Result<u8, Failure> {
     let connection = connect().await?;
     let job = manager(&connection).await?.purge(Default::default()).await?;
     follow(&connection, &job).await?;
-    println!("purged");
+    say!("purged");
     Ok(0)
 }

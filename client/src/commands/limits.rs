@@ -9,7 +9,7 @@ use zbus::Variant;
 use crate::bus::{Failure, connect, environment, properties};
 use crate::commands::show::{INTERFACE, Limit, Shown};
 use crate::jobs::follow;
-use crate::output::json;
+use crate::output::{json, say};
 
 #[derive(Args)]
 pub struct Limits {
@@ -74,7 +74,7 @@ pub async fn run(limits: Limits) -> Result<u8, Failure> {
     }
     for (key, value) in &shown.limits {
         let unenforced = shown.unenforced_limits.contains(key);
-        println!("{key} = {value}{}", if unenforced { " (not enforced)" } else { "" });
+        say!("{key} = {value}{}", if unenforced { " (not enforced)" } else { "" });
     }
     Ok(0)
 }

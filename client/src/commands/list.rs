@@ -6,7 +6,7 @@ use casemate_interfaces::{NAME, ROOT};
 use serde::Serialize;
 use zbus::{Connection, OwnedVariant};
 
-use crate::bus::{Failure, connect};
+use crate::bus::{Failure, connect, manager};
 use crate::commands::show::{INTERFACE, Shown};
 use crate::output::{json, table};
 
@@ -32,26 +32,20 @@ pub async fn environments(connection: &Connection) -> Result<Vec<HashMap<String,
 
 pub async fn run(as_json: bool) -> Result<u8, Failure> {
     let connection = connect().await?;
-    let found = environments(&connection).await?;
-    let mut environments: Vec<Shown> = found.iter().map(Shown::from_properties).collect();
-    environments.sort_by(|a, b| a.name.cmp(&b.name));
     if as_json {
+        let found = environments(&connection).await?;
+        let mut environments: Vec<Shown> = found.iter().map(Shown::from_properties).collect();
+        environments.sort_by(|a, b| a.name.cmp(&b.name));
         json(&Environments(environments))?;
-    } else {
-        let row = |e: &Shown| {
-            vec![
-                e.name.clone(),
-                e.state.clone(),
-                e.release.clone(),
-                e.network.clone(),
-                e.sessions.to_string(),
-                e.id.clone(),
-            ]
-        };
-        table(
-            &["NAME", "STATE", "RELEASE", "NETWORK", "SESSIONS", "ID"],
-            &environments.iter().map(row).collect::<Vec<_>>(),
-        );
+        return Ok(0);
     }
+    let listed = manager(&connection).await?.list_environments(HashMap::new()).await?;
+    let rows: Vec<Vec<String>> = listed
+        .into_iter()
+        .map(|(_, name, id, state, release, network, sessions)| {
+            vec![name, state, release, network, sessions.to_string(), id]
+        })
+        .collect();
+    table(&["NAME", "STATE", "RELEASE", "NETWORK", "SESSIONS", "ID"], &rows);
     Ok(0)
 }

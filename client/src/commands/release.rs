@@ -8,7 +8,7 @@ use zbus::{Connection, OwnedObjectPath};
 
 use crate::bus::{Failure, connect, manager};
 use crate::jobs::follow;
-use crate::output::{date, json, size, table};
+use crate::output::{date, json, say, size, table};
 
 #[derive(Serialize)]
 struct Shown {
@@ -85,7 +85,7 @@ async fn finish(
     } else {
         let release = result.get("release").cloned().unwrap_or_default();
         let unchanged = result.get("changed").is_some_and(|changed| changed == "false");
-        println!("{release} {}", if unchanged { "is up to date" } else { verb });
+        say!("{release} {}", if unchanged { "is up to date" } else { verb });
     }
     Ok(0)
 }
@@ -125,7 +125,7 @@ pub async fn show(reference: &str, as_json: bool) -> Result<u8, Failure> {
         ("digest", release.digest),
         ("size", size(release.bytes)),
     ] {
-        println!("{name:13} {}", crate::output::printable(&value));
+        say!("{name:13} {}", crate::output::printable(&value));
     }
     Ok(0)
 }
@@ -135,6 +135,6 @@ pub async fn remove(reference: &str) -> Result<u8, Failure> {
     let path = manager(&connection).await?.get_release(reference, Default::default()).await?;
     let job = proxy(&connection, path).await?.remove(Default::default()).await?;
     follow(&connection, &job).await?;
-    println!("{reference} removed");
+    say!("{reference} removed");
     Ok(0)
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use zbus::OwnedVariant;
 
 use crate::bus::{Failure, connect, environment, properties};
-use crate::output::{date, json, printable};
+use crate::output::{date, json, printable, say};
 
 pub const INTERFACE: &str = "org.casemate.Casemate1.Environment";
 
@@ -119,23 +119,23 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
         ("built", date(shown.built_at)),
         ("lock", shown.lock_digest),
     ] {
-        println!("{name:9} {}", printable(&value));
+        say!("{name:9} {}", printable(&value));
     }
     for port in &shown.ports {
-        println!("{:9} {}", "port", printable(port));
+        say!("{:9} {}", "port", printable(port));
     }
     for destination in &shown.allow {
-        println!("{:9} {}", "allow", printable(destination));
+        say!("{:9} {}", "allow", printable(destination));
     }
     for (key, value) in &shown.limits {
         let unenforced = if shown.unenforced_limits.contains(key) { " (not enforced)" } else { "" };
-        println!("{:9} {} = {value}{unenforced}", "limit", printable(key));
+        say!("{:9} {} = {value}{unenforced}", "limit", printable(key));
     }
     if shown.oom_kills > 0 {
-        println!("{:9} {} processes killed for want of memory", "memory", shown.oom_kills);
+        say!("{:9} {} processes killed for want of memory", "memory", shown.oom_kills);
     }
     for (host, inside, read_only) in &shown.mounts {
-        println!(
+        say!(
             "{:9} {} → {}{}",
             "mount",
             printable(host),

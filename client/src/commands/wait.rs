@@ -5,6 +5,7 @@ use futures_util::StreamExt;
 
 use crate::bus::{Failure, connect, environment, properties};
 use crate::commands::show::{INTERFACE, Shown};
+use crate::output::say;
 
 pub async fn run(selector: &str) -> Result<u8, Failure> {
     let connection = connect().await?;
@@ -28,7 +29,7 @@ pub async fn run(selector: &str) -> Result<u8, Failure> {
             Err(failure) => return Err(failure),
         };
         if !["running", "paused"].contains(&shown.state.as_str()) {
-            println!("{}", shown.last_exit_code.max(0));
+            say!("{}", shown.last_exit_code.max(0));
             return Ok(0);
         }
         // Without a daemon nobody knows; the next one tells.

@@ -15,6 +15,9 @@ const TEXT_MAX: usize = 1 << 20;
 
 pub struct Manager(pub Context);
 
+/// An environment in short: object, name, id, state, release, network, number of sessions.
+type Listed = (OwnedObjectPath, String, String, String, String, String, u32);
+
 fn bounded(what: &str, text: &str) -> Result<(), Error> {
     if text.len() > TEXT_MAX {
         return Err(Error::InvalidArgument(format!("the {what} is longer than {TEXT_MAX} bytes")));
@@ -101,6 +104,17 @@ impl Manager {
         let path = environment_path(&info.id);
         add_environment(connection, &self.0, info.id).await?;
         Ok(path)
+    }
+
+    async fn list_environments(&self, options: Options) -> Result<Vec<Listed>, Error> {
+        known(&options, &[])?;
+        let mut environments = self.0.engine.environments();
+        environments.sort_by(|a, b| a.name.cmp(&b.name));
+        let listed = environments.into_iter().map(|info| {
+            let path = environment_path(&info.id);
+            (path, info.name, info.id, info.state.to_string(), info.release, info.network, info.sessions)
+        });
+        Ok(listed.collect())
     }
 
     async fn doctor(&self, options: Options) -> Result<Vec<(String, String, String, String)>, Error> {

@@ -30,6 +30,9 @@ pub trait Manager {
     /// GetEnvironment method
     fn get_environment(&self, selector: &str, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
 
+    /// ListEnvironments method
+    fn list_environments(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<Vec<(zbus::OwnedObjectPath, String, String, String, String, String, u32)>>;
+
     /// Doctor method
     fn doctor(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<Vec<(String, String, String, String)>>;
 
