@@ -291,6 +291,7 @@ impl Inner {
             files,
             deny_unix_sockets: true,
             linger: true,
+            born_in_group: false,
         };
         let output = self.run_script(job, &plan, &packages::resolve(), wanted).await?;
         let output = String::from_utf8(output)
@@ -371,6 +372,7 @@ impl Inner {
             files: self.host_files(name.as_str(), &Network::None),
             deny_unix_sockets: false,
             linger: true,
+            born_in_group: false,
         };
         if lock.packages.is_empty() {
             let throwaway =

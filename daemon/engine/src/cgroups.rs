@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::future::Future;
 use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -62,7 +63,12 @@ pub trait Scopes: Send + Sync {
     fn controllers(&self) -> BTreeSet<String>;
     /// How to get one that is missing.
     fn remedy(&self) -> &'static str;
-    /// Make a group with its limits and move a process into it.
+    /// Make a group with its limits for init to be born in, where that can be done without a process to put into it.
+    /// Moving one is slower: the kernel waits until no processor is in the middle of a fork, some 10 ms (RCU's grace period).
+    fn prepare(&self, _scope: &Scope) -> Result<Option<PathBuf>, ScopeError> {
+        Ok(None)
+    }
+    /// Make a group with its limits and move a process into it; not asked where [`Scopes::prepare`] has made one.
     fn create<'a>(&'a self, scope: &'a Scope, process: u32) -> Pending<'a>;
     /// Change the limits of a group that lives; those that are missing are lifted.
     fn limit<'a>(&'a self, group: &'a Path, limits: &'a ResourceLimits) -> Pending<'a>;
@@ -183,6 +189,13 @@ impl Cgroups {
         })
     }
 
+    pub fn prepare(&self, scope: &Scope) -> Result<Option<Group>, ScopeError> {
+        match &self.scopes {
+            Ok(scopes) => Ok(scopes.prepare(scope)?.map(|path| Group { path })),
+            Err(_) => Ok(None),
+        }
+    }
+
     pub async fn create(&self, scope: &Scope, process: u32) -> Result<(), ScopeError> {
         match &self.scopes {
             Ok(scopes) => scopes.create(scope, process).await,
@@ -237,6 +250,11 @@ impl Group {
         let path = group_of(&init.to_string())?;
         let name = path.file_name()?.to_str()?;
         (name.starts_with(&prefix(id)) && name.ends_with(".scope")).then_some(Self { path })
+    }
+
+    pub fn open(&self) -> Result<OwnedFd, ScopeError> {
+        let directory = File::open(&self.path).map_err(ScopeError::file("open", &self.path))?;
+        Ok(directory.into())
     }
 
     fn read(&self, file: &str) -> Option<String> {

@@ -122,17 +122,20 @@ impl Scopes for Delegated {
         "delegate it, to a group in which casemated is alone"
     }
 
+    fn prepare(&self, scope: &Scope) -> Result<Option<PathBuf>, ScopeError> {
+        let group = self.directory.join(&scope.unit);
+        make(&group)?;
+        if let Err(error) = set(&group, &scope.limits) {
+            std::fs::remove_dir(&group).map_err(ScopeError::file("remove", &group))?;
+            return Err(error);
+        }
+        Ok(Some(group))
+    }
+
     fn create<'a>(&'a self, scope: &'a Scope, process: u32) -> Pending<'a> {
-        Box::pin(async move {
-            let group = self.directory.join(&scope.unit);
-            make(&group)?;
-            let set =
-                set(&group, &scope.limits).and_then(|()| write(&group, "cgroup.procs", &process.to_string()));
-            if set.is_err() {
-                std::fs::remove_dir(&group).map_err(ScopeError::file("remove", &group))?;
-            }
-            set
-        })
+        Box::pin(
+            async move { write(&self.directory.join(&scope.unit), "cgroup.procs", &process.to_string()) },
+        )
     }
 
     fn limit<'a>(&'a self, group: &'a Path, limits: &'a ResourceLimits) -> Pending<'a> {

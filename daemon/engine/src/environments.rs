@@ -12,6 +12,7 @@ use casemate_worker::protocol::TreeRequest;
 
 use crate::api::{Change, ProcessInfo, State};
 use crate::build::unenforced;
+use crate::cgroups::{Group, ScopeError};
 use crate::control::ControlError;
 use crate::error::Error;
 use crate::jobs::{Job, now};
@@ -160,7 +161,7 @@ impl Inner {
         let upper = self.store.upper_path(&record.upper);
         let mounts =
             self.with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
-        let plan = Plan {
+        let mut plan = Plan {
             version: casemate_sandbox::plan::VERSION,
             id: id.to_string(),
             hostname: record.name.clone(),
@@ -177,15 +178,25 @@ impl Inner {
             mounts,
             deny_unix_sockets: false,
             linger,
+            born_in_group: false,
         };
         let directory = self.settings.runtime.join(id.to_string());
         let scope = self.cgroups.scope(id, self.next_session(), &record.name, &record.limits);
+        let no_group = |error: ScopeError| sandboxes::no_group(&record.name, &error);
+        let group = scope.as_ref().map_or(Ok(None), |scope| self.cgroups.prepare(scope)).map_err(no_group)?;
+        let born_in = group.as_ref().map(Group::open).transpose().map_err(no_group)?;
+        plan.born_in_group = born_in.is_some();
         let place = async |process| match &scope {
-            Some(scope) => self.cgroups.create(scope, process).await,
-            None => Ok(()),
+            Some(scope) if group.is_none() => self.cgroups.create(scope, process).await,
+            _ => Ok(()),
         };
-        let sandbox = sandboxes::start(&self.workers, &plan, &directory, &record.name, place).await?;
-        let sandbox = Arc::new(sandbox);
+        let started = sandboxes::start(&self.workers, &plan, &directory, &record.name, born_in, place).await;
+        if let (Err(_), Some(group)) = (&started, &group)
+            && let Err(error) = self.cgroups.remove(group).await
+        {
+            tracing::warn!(environment = record.name, %error, "its control group stays");
+        }
+        let sandbox = Arc::new(started?);
         if let Some(scope) = &scope {
             self.check_group(&sandbox, scope, &record).await?;
         }

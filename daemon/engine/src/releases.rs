@@ -257,6 +257,7 @@ impl Inner {
             files: vec![],
             deny_unix_sockets: false,
             linger: true,
+            born_in_group: false,
         };
         let script = packages::configure_base(&base, suite, component);
         self.run_script(job, &plan, &script, &[]).await?;

@@ -228,17 +228,23 @@ pub async fn gone(pidfd: &OwnedFd) {
     }
 }
 
+/// Why an environment was not started.
+pub fn no_group(name: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::Sandbox { name: name.to_owned(), message: format!("no control group for it: {error}") }
+}
+
 fn group(init: Pid, id: &str) -> Option<Group> {
     Group::of(init.as_raw_nonzero().get(), &id.parse().ok()?)
 }
 
-/// Start an init in `directory`, which is made anew, and take up contact with it. `place` puts its process into a control
-/// group before it makes another one.
+/// Start an init in `directory`, which is made anew, and take up contact with it. It is born in the control group `born_in`;
+/// else `place` puts its process into one before it makes another one.
 pub async fn start(
     workers: &Workers,
     plan: &Plan,
     directory: &Path,
     name: &str,
+    born_in: Option<OwnedFd>,
     place: impl AsyncFnOnce(u32) -> Result<(), ScopeError>,
 ) -> Result<Sandbox, Error> {
     clear(directory)?;
@@ -250,7 +256,7 @@ pub async fn start(
     let log_path = directory.join("init.log");
     let log =
         File::options().create(true).append(true).open(&log_path).map_err(Error::io("make", &log_path))?;
-    let started = workers.start_init(plan, log.into(), socket, name, place).await;
+    let started = workers.start_init(plan, log.into(), socket, born_in, name, place).await;
     let contact = match started {
         Ok(()) => Sandbox::contact(directory, &plan.id, name).await,
         Err(error) => Err(error),
@@ -308,7 +314,7 @@ impl Throwaway<'_> {
     pub async fn run(&self, plan: &Plan, command: &[String], output_max: usize) -> Result<Outcome, Error> {
         self.job.check()?;
         let directory = self.directory(plan);
-        let sandbox = start(self.workers, plan, &directory, &plan.id, async |_| Ok(())).await?;
+        let sandbox = start(self.workers, plan, &directory, &plan.id, None, async |_| Ok(())).await?;
         let outcome = if command.is_empty() {
             Ok(Outcome { status: ExitStatus::Exit(0), output: Vec::new(), last_lines: Vec::new() })
         } else {

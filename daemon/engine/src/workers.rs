@@ -168,15 +168,17 @@ impl Workers {
         plan: &Plan,
         log: OwnedFd,
         socket: OwnedFd,
+        born_in: Option<OwnedFd>,
         name: &str,
         place: impl AsyncFnOnce(u32) -> Result<(), ScopeError>,
     ) -> Result<(), Error> {
         let failed = |message: String| Error::Sandbox { name: name.to_owned(), message };
         let text = serde_json::to_vec(plan).map_err(|error| failed(error.to_string()))?;
-        let started = self.spawner.start_init(&self.init, &text, log, vec![socket], place).await;
+        let descriptors = std::iter::once(socket).chain(born_in).collect();
+        let started = self.spawner.start_init(&self.init, &text, log, descriptors, place).await;
         started.map_err(|error| match error {
             WorkerError::Failed { failure, .. } => failed(failure.message),
-            WorkerError::Place { source, .. } => failed(format!("no control group for it: {source}")),
+            WorkerError::Place { source, .. } => sandboxes::no_group(name, &source),
             other => failed(other.to_string()),
         })
     }

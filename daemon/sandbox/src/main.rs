@@ -9,6 +9,7 @@
 
 mod account;
 mod filter;
+mod group;
 mod mounts;
 mod network;
 mod server;
@@ -35,12 +36,15 @@ use nix::unistd::{ForkResult, fork};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
+use crate::group::{Group, fork_into};
 use crate::mounts::step;
 
 /// Most bytes of a plan.
 const PLAN_MAX: u64 = 4 << 20;
 /// The control socket, bound by the daemon.
 const FD_CONTROL: i32 = FD_FIRST;
+/// The directory of the control group to be born in, if the plan says so.
+const FD_GROUP: i32 = FD_CONTROL + 1;
 
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -153,6 +157,8 @@ fn init(
     connection: Option<network::Connection>,
 ) -> Result<(), InitError> {
     die_with_parent(true)?;
+    // Here, and not with the others: its root is the group that we are in.
+    step("make a control group namespace", unshare(CloneFlags::CLONE_NEWCGROUP))?;
     if let Network::Host = plan.network {
         session::can_scope()?;
     }
@@ -212,7 +218,7 @@ fn init(
 }
 
 fn launch(events: &mut File) -> Result<(), InitError> {
-    close_from(FD_CONTROL + 1)?;
+    close_from(FD_GROUP + 1)?;
     let user = User::from_arguments(std::env::args().skip(1))?;
     let daemon = nix::unistd::getppid();
     enter_user_namespace(namespaces::Ids::Outer, user, || send::<()>(events, &Event::Unshared))?;
@@ -236,13 +242,22 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     let mut spaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP;
+        | CloneFlags::CLONE_NEWUTS;
+    let group = if plan.born_in_group {
+        // SAFETY: the daemon opened FD_GROUP for us, as the plan says, and nothing else takes it.
+        let directory = unsafe { OwnedFd::from_raw_fd(FD_GROUP) };
+        let close = rustix::io::fcntl_setfd(&directory, rustix::io::FdFlags::CLOEXEC);
+        step("keep the control group from sessions", close)?;
+        Some(Group { directory, ids: plan.ids })
+    } else {
+        close_from(FD_GROUP)?;
+        None
+    };
     let mut connection = None;
     match &plan.network {
         Network::None => spaces |= CloneFlags::CLONE_NEWNET,
         Network::Private(private) => {
-            let begun = network::begin(private)?;
+            let begun = network::begin(private, group.as_ref())?;
             // By itself: what attaching starts would be PID 1 of the new pid namespace, and the last one of it.
             step("make a network namespace", unshare(CloneFlags::CLONE_NEWNET))?;
             begun.attach(private)?;
@@ -253,9 +268,9 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     step("make namespaces", unshare(spaces))?;
     let (ready, ready_in) = step("make a pipe", nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC))?;
     // SAFETY: this process has a single thread.
-    match step("fork", unsafe { fork() })? {
+    match step("fork", unsafe { fork_into(group.as_ref()) })? {
         ForkResult::Child => {
-            drop(ready);
+            drop((ready, group));
             let result = init(plan, events, ready_in, connection);
             if let Err(error) = &result {
                 eprintln!("casemate-init: {error}");
@@ -268,6 +283,9 @@ fn launch(events: &mut File) -> Result<(), InitError> {
         }
         ForkResult::Parent { child } => {
             drop(ready_in);
+            if nix::unistd::getppid() != daemon {
+                return Err(ConfineError::Arguments.into());
+            }
             let mut byte = [0];
             match step("wait for init", nix::unistd::read(&ready, &mut byte))? {
                 1 => Ok(()),

@@ -32,6 +32,8 @@ pub struct Plan {
     pub deny_unix_sockets: bool,
     /// Keep running when the last session ends.
     pub linger: bool,
+    /// A descriptor of a control group's directory, to be born in, follows the control socket's.
+    pub born_in_group: bool,
 }
 
 /// How a directory is recognised again: `st_dev` and `st_ino`.

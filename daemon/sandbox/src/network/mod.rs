@@ -22,12 +22,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use casemate_sandbox::plan::{NAME_SERVER, Private};
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::unistd::{ForkResult, fork};
+use nix::unistd::ForkResult;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, socketpair,
 };
 
+use crate::group::{Group, fork_into};
 use crate::mounts::step;
 use crate::{InitError, sys};
 
@@ -40,11 +41,11 @@ const END_MS: u16 = 1000;
 pub struct Connection(OwnedFd);
 
 /// Fork the keeper; before the launcher leaves the host's namespaces, but as root of the outer one.
-pub fn begin(private: &Private) -> Result<Connection, InitError> {
+pub fn begin(private: &Private, group: Option<&Group>) -> Result<Connection, InitError> {
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = step("make a socket", pair)?;
     // SAFETY: the launcher has a single thread.
-    match step("fork", unsafe { fork() })? {
+    match step("fork", unsafe { fork_into(group) })? {
         ForkResult::Child => {
             let outcome = keeper::keep(&theirs, private);
             if let Err(error) = &outcome {
