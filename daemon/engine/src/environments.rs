@@ -159,38 +159,42 @@ impl Inner {
         }
         let network = self.plan_network(&record)?;
         let upper = self.store.upper_path(&record.upper);
-        let mounts =
-            self.with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
-        let mut plan = Plan {
-            version: casemate_sandbox::plan::VERSION,
-            id: id.to_string(),
-            hostname: record.name.clone(),
-            root: Root::Overlay {
-                lowers: self.lowers(&record.layers)?,
-                upper: mounts::own_source(&upper.join("upper"))?,
-                work: mounts::own_source(&upper.join("work"))?,
-            },
-            ids: self.plan_ids(),
-            user: self.account(&record.layers),
-            write_account: false,
-            files: self.host_files(&record.name, &network),
-            network,
-            mounts,
-            deny_unix_sockets: false,
-            linger,
-            born_in_group: false,
+        let plan = || {
+            let mounts = self
+                .with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
+            Ok(Plan {
+                version: casemate_sandbox::plan::VERSION,
+                id: id.to_string(),
+                hostname: record.name.clone(),
+                root: Root::Overlay {
+                    lowers: self.lowers(&record.layers)?,
+                    upper: mounts::own_source(&upper.join("upper"))?,
+                    work: mounts::own_source(&upper.join("work"))?,
+                },
+                ids: self.plan_ids(),
+                user: self.account(&record.layers),
+                write_account: false,
+                files: self.host_files(&record.name, &network),
+                network,
+                mounts,
+                deny_unix_sockets: false,
+                linger,
+                born_in_group: false,
+            })
         };
         let directory = self.settings.runtime.join(id.to_string());
         let scope = self.cgroups.scope(id, self.next_session(), &record.name, &record.limits);
         let no_group = |error: ScopeError| sandboxes::no_group(&record.name, &error);
         let group = scope.as_ref().map_or(Ok(None), |scope| self.cgroups.prepare(scope)).map_err(no_group)?;
         let born_in = group.as_ref().map(Group::open).transpose().map_err(no_group)?;
-        plan.born_in_group = born_in.is_some();
-        let place = async |process| match &scope {
-            Some(scope) if group.is_none() => self.cgroups.create(scope, process).await,
-            _ => Ok(()),
+        let prepare = async |process| {
+            if let (Some(scope), None) = (&scope, &group) {
+                self.cgroups.create(scope, process).await.map_err(no_group)?;
+            }
+            plan()
         };
-        let started = sandboxes::start(&self.workers, &plan, &directory, &record.name, born_in, place).await;
+        let key = id.to_string();
+        let started = sandboxes::start(&self.workers, &key, &directory, &record.name, born_in, prepare).await;
         if let (Err(_), Some(group)) = (&started, &group)
             && let Err(error) = self.cgroups.remove(group).await
         {

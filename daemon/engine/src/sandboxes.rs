@@ -12,7 +12,7 @@ use casemate_sandbox::plan::Plan;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroups::{Group, ScopeError};
+use crate::cgroups::Group;
 use crate::control::{self, Control, ControlError};
 use crate::error::Error;
 use crate::jobs::Job;
@@ -237,15 +237,15 @@ fn group(init: Pid, id: &str) -> Option<Group> {
     Group::of(init.as_raw_nonzero().get(), &id.parse().ok()?)
 }
 
-/// Start an init in `directory`, which is made anew, and take up contact with it. It is born in the control group `born_in`;
-/// else `place` puts its process into one before it makes another one.
+/// Start the init of `id` in `directory`, which is made anew, and take up contact with it. It is born in the control group
+/// `born_in`, if there is one; `prepare` makes its plan, and gets its pid before it makes other processes.
 pub async fn start(
     workers: &Workers,
-    plan: &Plan,
+    id: &str,
     directory: &Path,
     name: &str,
     born_in: Option<OwnedFd>,
-    place: impl AsyncFnOnce(u32) -> Result<(), ScopeError>,
+    prepare: impl AsyncFnOnce(u32) -> Result<Plan, Error>,
 ) -> Result<Sandbox, Error> {
     clear(directory)?;
     std::fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
@@ -256,9 +256,9 @@ pub async fn start(
     let log_path = directory.join("init.log");
     let log =
         File::options().create(true).append(true).open(&log_path).map_err(Error::io("make", &log_path))?;
-    let started = workers.start_init(plan, log.into(), socket, born_in, name, place).await;
+    let started = workers.start_init(log.into(), socket, born_in, name, prepare).await;
     let contact = match started {
-        Ok(()) => Sandbox::contact(directory, &plan.id, name).await,
+        Ok(()) => Sandbox::contact(directory, id, name).await,
         Err(error) => Err(error),
     };
     if contact.is_err() {
@@ -314,7 +314,8 @@ impl Throwaway<'_> {
     pub async fn run(&self, plan: &Plan, command: &[String], output_max: usize) -> Result<Outcome, Error> {
         self.job.check()?;
         let directory = self.directory(plan);
-        let sandbox = start(self.workers, plan, &directory, &plan.id, None, async |_| Ok(())).await?;
+        let prepare = async |_| Ok(plan.clone());
+        let sandbox = start(self.workers, &plan.id, &directory, &plan.id, None, prepare).await?;
         let outcome = if command.is_empty() {
             Ok(Outcome { status: ExitStatus::Exit(0), output: Vec::new(), last_lines: Vec::new() })
         } else {

@@ -11,13 +11,12 @@ use casemate_worker::protocol::{
     FailureKind, FetchRequest, FetchResult, IndexRequest, TreeRequest, TreeResult, UnpackRequest,
     UnpackResult,
 };
-use casemate_worker::spawn::{Limits, Progress, Spawner, Worker, WorkerError};
+use casemate_worker::spawn::{Limits, Progress, Spawner, StartError, Worker, WorkerError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::api::Settings;
-use crate::cgroups::ScopeError;
 use crate::error::{Error, WorkKind};
 use crate::jobs::Job;
 use crate::sandboxes;
@@ -165,21 +164,24 @@ impl Workers {
 
     pub async fn start_init(
         &self,
-        plan: &Plan,
         log: OwnedFd,
         socket: OwnedFd,
         born_in: Option<OwnedFd>,
         name: &str,
-        place: impl AsyncFnOnce(u32) -> Result<(), ScopeError>,
+        prepare: impl AsyncFnOnce(u32) -> Result<Plan, Error>,
     ) -> Result<(), Error> {
         let failed = |message: String| Error::Sandbox { name: name.to_owned(), message };
-        let text = serde_json::to_vec(plan).map_err(|error| failed(error.to_string()))?;
+        let born_in_group = born_in.is_some();
         let descriptors = std::iter::once(socket).chain(born_in).collect();
-        let started = self.spawner.start_init(&self.init, &text, log, descriptors, place).await;
+        let prepare = async |process| {
+            let plan = Plan { born_in_group, ..prepare(process).await? };
+            serde_json::to_vec(&plan).map_err(|error| failed(error.to_string()))
+        };
+        let started = self.spawner.start_init(&self.init, log, descriptors, prepare).await;
         started.map_err(|error| match error {
-            WorkerError::Failed { failure, .. } => failed(failure.message),
-            WorkerError::Place { source, .. } => sandboxes::no_group(name, &source),
-            other => failed(other.to_string()),
+            StartError::Prepare(error) => error,
+            StartError::Worker(WorkerError::Failed { failure, .. }) => failed(failure.message),
+            StartError::Worker(other) => failed(other.to_string()),
         })
     }
 }

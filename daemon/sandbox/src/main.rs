@@ -88,59 +88,62 @@ fn die_with_parent(yes: bool) -> Result<(), InitError> {
     step("tie our life to the daemon's", prctl::set_pdeathsig(signal))
 }
 
-/// A user namespace within ours, made by a child that ends at once; what is left of it is this descriptor.
-fn inner_namespace(plan: &Plan, proc: &OwnedFd) -> Result<OwnedFd, InitError> {
-    let (ready, ready_in) = step("make a pipe", nix::unistd::pipe())?;
-    let (go, go_in) = step("make a pipe", nix::unistd::pipe())?;
-    // SAFETY: init has a single thread; the child makes system calls alone and ends.
-    match step("fork", unsafe { fork() })? {
-        ForkResult::Child => {
-            drop(go_in);
-            // Dumpable for as long as its maps are written: else its files in /proc belong to nobody in here.
-            let done = prctl::set_dumpable(true)
-                .and_then(|()| unshare(CloneFlags::CLONE_NEWUSER))
-                .and_then(|()| nix::unistd::write(&ready_in, b"\n").map(drop))
-                .and_then(|()| nix::unistd::read(&go, &mut [0]).map(drop));
-            // SAFETY: the child of a fork ends without running the parent's exit handlers.
-            unsafe { libc::_exit(i32::from(done.is_err())) }
-        }
-        ForkResult::Parent { child } => {
-            drop(ready_in);
-            let count = step("wait for the inner namespace", nix::unistd::read(&ready, &mut [0]))?;
-            if count != 1 {
-                return step(
-                    "make the inner namespace",
-                    Err(std::io::Error::other("the child that makes it died")),
-                );
+/// A user namespace within ours, made by a child that ends when it is held. It is begun before the mounts are made, since
+/// the child makes it meanwhile.
+struct Inner {
+    child: nix::unistd::Pid,
+    ready: OwnedFd,
+    go: OwnedFd,
+}
+
+impl Inner {
+    fn begin() -> Result<Self, InitError> {
+        let (ready, ready_in) = step("make a pipe", nix::unistd::pipe())?;
+        let (go_out, go) = step("make a pipe", nix::unistd::pipe())?;
+        // SAFETY: init has a single thread; the child makes system calls alone and ends.
+        match step("fork", unsafe { fork() })? {
+            ForkResult::Parent { child } => Ok(Self { child, ready, go }),
+            ForkResult::Child => {
+                drop(go);
+                // Dumpable for as long as its maps are written: else its files in /proc belong to nobody in here.
+                let done = prctl::set_dumpable(true)
+                    .and_then(|()| unshare(CloneFlags::CLONE_NEWUSER))
+                    .and_then(|()| nix::unistd::write(&ready_in, b"\n").map(drop))
+                    .and_then(|()| nix::unistd::read(&go_out, &mut [0]).map(drop));
+                // SAFETY: the child of a fork ends without running the parent's exit handlers.
+                unsafe { libc::_exit(i32::from(done.is_err())) }
             }
-            let (users, groups) = match plan.ids {
-                Ids::Range { user, group } => {
-                    (ids::to_text(&ids::inner(user)), ids::to_text(&ids::inner(group)))
-                }
-                Ids::Single { user, group } => (format!("{user} 0 1"), format!("{group} 0 1")),
-            };
-            let open = |name: &str, flags: OFlags| {
-                rustix::fs::openat(
-                    proc,
-                    format!("{}/{name}", child.as_raw()),
-                    flags | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-            };
-            let write = |name: &str, text: &str| {
-                let file = step(&format!("open {name}"), open(name, OFlags::WRONLY))?;
-                step(&format!("write {name}"), File::from(file).write_all(text.as_bytes()))
-            };
-            if let Ids::Single { .. } = plan.ids {
-                write("setgroups", "deny")?;
-            }
-            write("uid_map", &users)?;
-            write("gid_map", &groups)?;
-            let namespace = step("hold the inner namespace", open("ns/user", OFlags::RDONLY))?;
-            drop(go_in);
-            step("wait for a child", nix::sys::wait::waitpid(child, None))?;
-            Ok(namespace)
         }
+    }
+
+    /// What is left of it is this descriptor.
+    fn hold(self, plan: &Plan, proc: &OwnedFd) -> Result<OwnedFd, InitError> {
+        let count = step("wait for the inner namespace", nix::unistd::read(&self.ready, &mut [0]))?;
+        if count != 1 {
+            let died = std::io::Error::other("the child that makes it died");
+            return step("make the inner namespace", Err(died));
+        }
+        let (users, groups) = match plan.ids {
+            Ids::Range { user, group } => (ids::to_text(&ids::inner(user)), ids::to_text(&ids::inner(group))),
+            Ids::Single { user, group } => (format!("{user} 0 1"), format!("{group} 0 1")),
+        };
+        let open = |name: &str, flags: OFlags| {
+            let path = format!("{}/{name}", self.child.as_raw());
+            rustix::fs::openat(proc, path, flags | OFlags::CLOEXEC, Mode::empty())
+        };
+        let write = |name: &str, text: &str| {
+            let file = step(&format!("open {name}"), open(name, OFlags::WRONLY))?;
+            step(&format!("write {name}"), File::from(file).write_all(text.as_bytes()))
+        };
+        if let Ids::Single { .. } = plan.ids {
+            write("setgroups", "deny")?;
+        }
+        write("uid_map", &users)?;
+        write("gid_map", &groups)?;
+        let namespace = step("hold the inner namespace", open("ns/user", OFlags::RDONLY))?;
+        drop(self.go);
+        step("wait for a child", nix::sys::wait::waitpid(self.child, None))?;
+        Ok(namespace)
     }
 }
 
@@ -162,11 +165,12 @@ fn init(
     if let Network::Host = plan.network {
         session::can_scope()?;
     }
+    let inner = Inner::begin()?;
     let (tree, proc) = mounts::build(&plan)?;
     if plan.write_account {
         account::write(tree.descriptor(), &plan.user, plan.ids)?;
     }
-    let inner = inner_namespace(&plan, &proc)?;
+    let inner = inner.hold(&plan, &proc)?;
     let inner_inode = step("look at a namespace", rustix::fs::fstat(&inner))?.st_ino;
     let namespaces = [inode(&proc, "self/ns/user")?, inner_inode, inode(&proc, "self/ns/pid")?];
     step("set the host name", nix::unistd::sethostname(&plan.hostname))?;

@@ -83,12 +83,23 @@ pub enum WorkerError {
     Spawn { program: PathBuf, source: std::io::Error },
     #[error("{program} refused to map ids: {message}; check /etc/subuid and /etc/subgid (`casemate doctor`)")]
     Ids { program: PathBuf, message: String },
-    #[error("{worker} cannot be put where it belongs: {source}")]
-    Place { worker: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot talk to {worker}: {source}")]
     Pipe { worker: String, source: std::io::Error },
     #[error("cancelled")]
     Cancelled,
+}
+
+/// Why an init does not run: it failed, or who starts it could not say what it is to do.
+#[derive(Debug)]
+pub enum StartError<E> {
+    Worker(WorkerError),
+    Prepare(E),
+}
+
+impl<E> From<WorkerError> for StartError<E> {
+    fn from(error: WorkerError) -> Self {
+        Self::Worker(error)
+    }
 }
 
 /// In words, since the number is of our own making.
@@ -323,24 +334,25 @@ impl Spawner {
     }
 
     /// The handshake up to the maps; `meanwhile` is done while they are written, when the process is still the user's.
-    /// False: it ended instead.
-    async fn map(
+    /// `None`: it ended instead.
+    async fn map<T, E: From<WorkerError>>(
         &self,
         started: &mut Started,
         stdin: &mut tokio::process::ChildStdin,
-        meanwhile: impl Future<Output = Result<(), WorkerError>>,
-    ) -> Result<bool, WorkerError> {
+        meanwhile: impl Future<Output = Result<T, E>>,
+    ) -> Result<Option<T>, E> {
         let name = started.name.clone();
         match started.lines.event::<()>(&name).await? {
             Some(Event::Unshared) => {}
-            Some(_) => return Err(garbage(&name, b"an event out of order")),
-            None => return Ok(false),
+            Some(_) => return Err(garbage(&name, b"an event out of order").into()),
+            None => return Ok(None),
         }
         // Not reaped yet, so the pid is still this process's.
-        let Some(pid) = started.child.id() else { return Ok(false) };
-        tokio::try_join!(self.write_maps(pid), meanwhile)?;
+        let Some(pid) = started.child.id() else { return Ok(None) };
+        let written = async { self.write_maps(pid).await.map_err(E::from) };
+        let ((), value) = tokio::try_join!(written, meanwhile)?;
         stdin.write_all(b"\n").await.map_err(|source| WorkerError::Pipe { worker: name, source })?;
-        Ok(true)
+        Ok(Some(value))
     }
 
     /// Run a worker to its end.
@@ -428,7 +440,8 @@ impl Spawner {
         let name = started.name.clone();
         let Some(mut stdin) = started.child.stdin.take() else { return Ok(None) };
         let begin = async {
-            if mapped && !self.map(started, &mut stdin, std::future::ready(Ok(()))).await? {
+            let nothing = std::future::ready(Ok::<_, WorkerError>(()));
+            if mapped && self.map(started, &mut stdin, nothing).await?.is_none() {
                 return Ok(false);
             }
             match started.lines.event::<()>(&name).await? {
@@ -477,58 +490,49 @@ impl Spawner {
     }
 
     /// Start `casemate-init` from its sealed copy in memory and see it through to `ready`. From then on it lives without
-    /// us. Before it has its plan, and so before it makes namespaces or other processes, `place` gets its pid.
-    pub async fn start_init<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    /// us. Its plan is made by `prepare` while its ids are mapped, which others do and takes as long; it gets the pid
+    /// before there are namespaces or other processes.
+    pub async fn start_init<E>(
         &self,
         program: &OwnedFd,
-        plan: &[u8],
         log: OwnedFd,
         descriptors: Vec<OwnedFd>,
-        place: impl AsyncFnOnce(u32) -> Result<(), E>,
-    ) -> Result<(), WorkerError> {
+        prepare: impl AsyncFnOnce(u32) -> Result<Vec<u8>, E>,
+    ) -> Result<(), StartError<E>> {
         let path = PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd()));
         let mut started = self.start(&path, "casemate-init", descriptors, Stdio::from(log))?;
-        let Some(mut stdin) = started.child.stdin.take() else { return Err(started.died(None).await) };
+        let Some(mut stdin) = started.child.stdin.take() else { return Err(started.died(None).await.into()) };
         let name = started.name.clone();
         let begin = async {
             // Not reaped yet, so the pid is still this process's.
             let Some(pid) = started.child.id() else { return Ok(None) };
-            let placed = async {
-                place(pid)
-                    .await
-                    .map_err(|error| WorkerError::Place { worker: name.clone(), source: error.into() })
+            let prepared = async { prepare(pid).await.map_err(StartError::Prepare) };
+            let plan = match self.ids {
+                IdMode::Range { .. } => self.map(&mut started, &mut stdin, prepared).await?,
+                IdMode::Single { .. } => Some(prepared.await?),
             };
-            let alive = match self.ids {
-                IdMode::Range { .. } => self.map(&mut started, &mut stdin, placed).await?,
-                IdMode::Single { .. } => {
-                    placed.await?;
-                    true
-                }
-            };
-            if !alive {
-                return Ok(None);
-            }
-            stdin
-                .write_all(plan)
-                .await
-                .map_err(|source| WorkerError::Pipe { worker: name.clone(), source })?;
+            let Some(plan) = plan else { return Ok(None) };
+            let written = stdin.write_all(&plan).await;
+            written.map_err(|source| WorkerError::Pipe { worker: name.clone(), source })?;
             drop(stdin);
-            started.lines.event::<String>(&name).await
+            Ok(started.lines.event::<String>(&name).await?)
         };
         let outcome = tokio::time::timeout(START, begin).await;
         match outcome {
-            Err(_) => Err(WorkerError::Silent { worker: name, after: START }),
+            Err(_) => Err(WorkerError::Silent { worker: name, after: START }.into()),
             Ok(Ok(Some(Event::Done { .. }))) => {
                 // The process that we started has made another one and ends; init itself is that other one.
                 let ended = tokio::time::timeout(START, started.child.wait()).await;
                 match ended {
                     Ok(_) => Ok(()),
-                    Err(_) => Err(WorkerError::Silent { worker: name, after: START }),
+                    Err(_) => Err(WorkerError::Silent { worker: name, after: START }.into()),
                 }
             }
-            Ok(Ok(Some(Event::Failed { failure }))) => Err(WorkerError::Failed { worker: name, failure }),
-            Ok(Ok(Some(_))) => Err(garbage(&name, b"an event out of order")),
-            Ok(Ok(None)) => Err(started.died(None).await),
+            Ok(Ok(Some(Event::Failed { failure }))) => {
+                Err(WorkerError::Failed { worker: name, failure }.into())
+            }
+            Ok(Ok(Some(_))) => Err(garbage(&name, b"an event out of order").into()),
+            Ok(Ok(None)) => Err(started.died(None).await.into()),
             Ok(Err(error)) => Err(error),
         }
     }
