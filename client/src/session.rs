@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use casemate_interfaces::EnvironmentProxy;
+use casemate_interfaces::{EnvironmentProxy, ManagerProxy};
 use rustix::fs::FileType;
 use rustix::process::Signal;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
@@ -217,7 +217,7 @@ async fn status(pipe: OwnedFd, pidfd: &OwnedFd, mut signals: Signals) -> Result<
 }
 
 /// Run a command with our own streams.
-pub async fn exec(environment: &EnvironmentProxy<'_>, request: Request) -> Result<u8, Failure> {
+pub async fn exec(manager: &ManagerProxy<'_>, environment: &str, request: Request) -> Result<u8, Failure> {
     let signals = Signals::catch()?;
     let (reader, writer) = pipe()?;
     let mut relays = Vec::new();
@@ -227,8 +227,9 @@ pub async fn exec(environment: &EnvironmentProxy<'_>, request: Request) -> Resul
     let command: Vec<&str> = request.command.iter().map(String::as_str).collect();
     let options = options(&request);
     let options = options.iter().map(|(key, value)| (*key, value)).collect();
-    let (_, pidfd) = environment
+    let (_, pidfd) = manager
         .exec(
+            environment,
             &command,
             input.as_fd().into(),
             out.as_fd().into(),

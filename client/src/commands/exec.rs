@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::bus::{Failure, connect, environment};
+use crate::bus::{Failure, connect, environment, manager};
 use crate::session::{self, Request};
 
 #[derive(Args)]
@@ -26,7 +26,6 @@ pub struct Exec {
 
 pub async fn run(exec: Exec) -> Result<u8, Failure> {
     let connection = connect().await?;
-    let environment = environment(&connection, &exec.environment).await?;
     let request = Request {
         command: exec.command,
         root: exec.root,
@@ -34,7 +33,7 @@ pub async fn run(exec: Exec) -> Result<u8, Failure> {
         variables: exec.variables,
     };
     match exec.terminal {
-        true => session::terminal(&environment, request).await,
-        false => session::exec(&environment, request).await,
+        true => session::terminal(&environment(&connection, &exec.environment).await?, request).await,
+        false => session::exec(&manager(&connection).await?, &exec.environment, request).await,
     }
 }

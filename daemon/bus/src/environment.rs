@@ -90,7 +90,7 @@ impl Environment {
 #[interface(name = "org.casemate.Casemate1.Environment")]
 impl Environment {
     #[allow(clippy::too_many_arguments)]
-    async fn exec(
+    pub async fn exec(
         &self,
         command: Vec<String>,
         input: OwnedFd,

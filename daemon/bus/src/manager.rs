@@ -9,6 +9,7 @@ use crate::Context;
 use crate::callers::Callers;
 use crate::changes::{add_environment, add_release, job_started};
 use crate::convert::{Options, error, known, option};
+use crate::environment::Environment;
 
 /// Most bytes of a manifest or lock.
 const TEXT_MAX: usize = 1 << 20;
@@ -115,6 +116,23 @@ impl Manager {
             (path, info.name, info.id, info.state.to_string(), info.release, info.network, info.sessions)
         });
         Ok(listed.collect())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn exec(
+        &self,
+        selector: &str,
+        command: Vec<String>,
+        input: OwnedFd,
+        output: OwnedFd,
+        error: OwnedFd,
+        status: OwnedFd,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(OwnedObjectPath, OwnedFd), Error> {
+        let id = self.0.engine.environment(selector).map_err(crate::convert::error)?.id;
+        let environment = Environment { context: self.0.clone(), id };
+        environment.exec(command, input, output, error, status, options, header).await
     }
 
     async fn doctor(&self, options: Options) -> Result<Vec<(String, String, String, String)>, Error> {

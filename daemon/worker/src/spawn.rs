@@ -521,12 +521,14 @@ impl Spawner {
         match outcome {
             Err(_) => Err(WorkerError::Silent { worker: name, after: START }.into()),
             Ok(Ok(Some(Event::Done { .. }))) => {
-                // The process that we started has made another one and ends; init itself is that other one.
-                let ended = tokio::time::timeout(START, started.child.wait()).await;
-                match ended {
-                    Ok(_) => Ok(()),
-                    Err(_) => Err(WorkerError::Silent { worker: name, after: START }.into()),
-                }
+                // The process that we started has made another one and ends; init itself is that other one. Nobody waits for the
+                // end of the first, but it must not be killed either: init has yet to tell it of its own birth.
+                tokio::spawn(async move {
+                    if tokio::time::timeout(START, started.child.wait()).await.is_err() {
+                        tracing::warn!(worker = name, "what started it does not end");
+                    }
+                });
+                Ok(())
             }
             Ok(Ok(Some(Event::Failed { failure }))) => {
                 Err(WorkerError::Failed { worker: name, failure }.into())

@@ -33,6 +33,10 @@ pub trait Manager {
     /// ListEnvironments method
     fn list_environments(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<Vec<(zbus::OwnedObjectPath, String, String, String, String, String, u32)>>;
 
+    /// Exec method
+    #[allow(clippy::too_many_arguments)]
+    fn exec(&self, selector: &str, command: &[&str], input: zbus::Fd<'_>, output: zbus::Fd<'_>, error: zbus::Fd<'_>, status: zbus::Fd<'_>, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<(zbus::OwnedObjectPath, zbus::OwnedFd)>;
+
     /// Doctor method
     fn doctor(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<Vec<(String, String, String, String)>>;
 
