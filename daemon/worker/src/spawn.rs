@@ -316,10 +316,12 @@ impl Spawner {
             for (inside, outside, count) in map {
                 command.args([inside, outside, count].map(|number| number.to_string()));
             }
-            let output = command
-                .output()
-                .await
-                .map_err(|source| WorkerError::Spawn { program: program.clone(), source })?;
+            command.stdout(Stdio::null()).stderr(Stdio::piped());
+            // In a thread: whoever starts a process waits until it has executed, and these two need not wait for each other.
+            let started = tokio::task::spawn_blocking(move || command.spawn()).await;
+            let output = async { started.map_err(std::io::Error::other)??.wait_with_output().await };
+            let output =
+                output.await.map_err(|source| WorkerError::Spawn { program: program.clone(), source })?;
             if output.status.success() {
                 return Ok(());
             }
