@@ -258,6 +258,8 @@ fn busctl_lists_starts_and_follows() {
     let manager = format!("{NAME}.Manager");
     let environment = busctl(&["call", NAME, ROOT, &manager, "GetEnvironment", "sa{sv}", "by-busctl", "0"]);
     let environment = path(&environment, "environment");
+    let listed = busctl(&["call", NAME, ROOT, &manager, "ListEnvironments", "a{sv}", "0"]);
+    assert!(listed.contains(&format!("\"{environment}\",\"by-busctl\",")), "{listed}");
     let interface = format!("{NAME}.Environment");
 
     let mut watch = world.command("sh");

@@ -64,6 +64,21 @@ fn pause_kill_restart_wait() {
     usage(&world);
     world.run(&["stop", "demo"]);
     assert_eq!(group_of(&world), None, "a control group is left");
+    what_nobody_cleared_away(&mut world);
+}
+
+/// An environment that ends while there is no daemon leaves its group to the next one.
+fn what_nobody_cleared_away(world: &mut World) {
+    world.run(&["start", "demo"]);
+    let group = group_of(world).expect("a control group");
+    world.kill_daemon();
+    std::fs::write(group.join("cgroup.kill"), "1").expect("kill");
+    wait_for("its end", || {
+        std::fs::read_to_string(group.join("cgroup.events")).expect("events").contains("populated 0")
+    });
+    assert!(group.exists());
+    world.start_daemon();
+    assert_eq!(group_of(world), None, "a control group is left");
 }
 
 fn paused_it_stands_still(world: &mut World) {

@@ -72,6 +72,11 @@ pub trait Scopes: Send + Sync {
     fn create<'a>(&'a self, scope: &'a Scope, process: u32) -> Pending<'a>;
     /// Change the limits of a group that lives; those that are missing are lifted.
     fn limit<'a>(&'a self, group: &'a Path, limits: &'a ResourceLimits) -> Pending<'a>;
+    /// Clear away empty groups of environments that `stale` says do not run: a daemon that died left them. Not asked of
+    /// systemd, which clears up by itself.
+    fn sweep(&self, _stale: &dyn Fn(&Id) -> bool) -> Result<(), ScopeError> {
+        Ok(())
+    }
     /// Clear away a group whose processes have all ended.
     fn remove<'a>(&'a self, group: &'a Path) -> Pending<'a>;
 }
@@ -201,6 +206,10 @@ impl Cgroups {
             Ok(scopes) => scopes.create(scope, process).await,
             Err(_) => Ok(()),
         }
+    }
+
+    pub fn sweep(&self, stale: &dyn Fn(&Id) -> bool) -> Result<(), ScopeError> {
+        self.scopes.as_ref().map_or(Ok(()), |scopes| scopes.sweep(stale))
     }
 
     pub async fn limit(&self, group: &Group, limits: &ResourceLimits) -> Result<(), ScopeError> {

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use casemate_manifest::ResourceLimits;
+use casemate_store::Id;
 
 use crate::cgroups::{Pending, Scope, ScopeError, Scopes, group_of, wait_for_event, words};
 
@@ -140,6 +141,25 @@ impl Scopes for Delegated {
 
     fn limit<'a>(&'a self, group: &'a Path, limits: &'a ResourceLimits) -> Pending<'a> {
         Box::pin(async move { set(group, limits) })
+    }
+
+    fn sweep(&self, stale: &dyn Fn(&Id) -> bool) -> Result<(), ScopeError> {
+        let failed = || ScopeError::file("list", &self.directory);
+        for entry in std::fs::read_dir(&self.directory).map_err(failed())? {
+            let path = entry.map_err(failed())?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let id = name.strip_prefix("casemate-").and_then(|rest| rest.split_once('-')?.0.parse().ok());
+            if name.ends_with(".scope") && id.is_some_and(|id| stale(&id)) {
+                match std::fs::remove_dir(&path) {
+                    // EBUSY: something lives in it, which is not ours to end.
+                    Err(error) if error.kind() != std::io::ErrorKind::ResourceBusy => {
+                        return Err(ScopeError::file("remove", &path)(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     fn remove<'a>(&'a self, group: &'a Path) -> Pending<'a> {

@@ -51,6 +51,10 @@ impl Inner {
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<(), Error> {
         self.read_records()?;
         self.readopt().await?;
+        let stale = |id: &Id| self.with_environment(id, |found| found.sandbox.is_none()).unwrap_or(false);
+        if let Err(error) = self.cgroups.sweep(&stale) {
+            tracing::warn!(%error, "empty control groups stay");
+        }
         let mut paths = self.store.leftovers()?.names;
         if self.tables().damage.is_empty() {
             paths.extend(self.unreferenced()?);
