@@ -126,6 +126,20 @@ fn json() {
 }
 
 /// What a command prints when its standard output and error are a terminal.
+/// As `casemate list | head` may find it.
+#[test]
+fn nobody_reads_to_the_end() {
+    let world = World::shared();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    for arguments in [&["doctor"][..], &["list"], &["list", "--json"]] {
+        let writer = writer.try_clone().expect("a copy");
+        let output = world.casemate(arguments).stdout(writer).output().expect("casemate");
+        assert_eq!(output.status.code(), Some(141), "{arguments:?}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+}
+
 fn on_a_terminal(mut command: Command) -> String {
     let pty = nix::pty::openpty(None, None).expect("pty");
     let end = || Stdio::from(pty.slave.try_clone().expect("descriptor"));
