@@ -115,7 +115,8 @@ impl World {
             .spawn()
             .expect("dbus-daemon: install the package dbus-daemon");
         let socket = root.join("run/bus");
-        wait_for("the bus", || socket.exists());
+        // The socket is there a moment before anybody listens on it.
+        wait_for("the bus", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
         let variables =
             variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let mut world = Self { root, bus, daemon: None, variables };
