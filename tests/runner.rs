@@ -5,6 +5,7 @@ mod cases {
     pub mod client;
     pub mod confinement;
     pub mod crash;
+    pub mod devices;
     pub mod environments;
     pub mod install;
     pub mod judgement;

@@ -54,7 +54,7 @@ fn refusals(world: &World) {
     build("[environment]\nSSH_AUTH_SOCK = \"/x\"\n", "SSH_AUTH_SOCK denied");
     build("[runtime.resource_limits]\nmemory_limit_mb = 99999999\n", "above the");
     build("[runtime.resource_limits]\nmemory_limit_mb = 1\n", "no memory for an environment");
-    build("[hardware]\ngpu = true\n", "hardware.gpu");
+    build("[hardware]\ngpu = true\n", "device \"gpu\" denied");
     build("[system]\npackages = [\"no-such-package-anywhere\"]\n", "installing packages failed");
 }
 

@@ -56,6 +56,8 @@ pub struct Shown {
     pub oom_kills: u64,
     /// -1 where none is known.
     pub last_exit_code: i32,
+    /// Devices of the host that are granted.
+    pub devices: Vec<String>,
     /// Host path, path inside, read-only.
     pub mounts: Vec<(String, String, bool)>,
 }
@@ -91,6 +93,7 @@ impl Shown {
             unenforced_limits: get(properties, "UnenforcedLimits"),
             oom_kills: get(properties, "OomKills"),
             last_exit_code: get(properties, "LastExitCode"),
+            devices: get(properties, "Devices"),
             mounts: get(properties, "Mounts"),
         }
     }
@@ -126,6 +129,9 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
     }
     for destination in &shown.allow {
         say!("{:9} {}", "allow", printable(destination));
+    }
+    for device in &shown.devices {
+        println!("{:9} {}", "device", printable(device));
     }
     for (key, value) in &shown.limits {
         let unenforced = if shown.unenforced_limits.contains(key) { " (not enforced)" } else { "" };

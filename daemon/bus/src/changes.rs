@@ -206,6 +206,7 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
         ("Ports", Variant::from(info.ports)),
         ("Allow", Variant::from(info.allow)),
         ("Mounts", Variant::from(info.mounts)),
+        ("Devices", Variant::from(info.devices)),
         ("BuiltAt", Variant::from(info.built_at)),
         ("Sessions", Variant::from(info.sessions)),
         ("Limits", Variant::from(limits)),

@@ -296,6 +296,11 @@ impl Environment {
     }
 
     #[zbus(property)]
+    fn devices(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.info()?.devices)
+    }
+
+    #[zbus(property)]
     fn mounts(&self) -> fdo::Result<Vec<(String, String, bool)>> {
         Ok(self.info()?.mounts)
     }

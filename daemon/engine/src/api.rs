@@ -110,6 +110,8 @@ pub struct EnvironmentInfo {
     pub ports: Vec<String>,
     /// Destinations; empty where every one is allowed.
     pub allow: Vec<String>,
+    /// Devices that are granted, as policy names them.
+    pub devices: Vec<String>,
     /// `(host path, inside path, read-only)`
     pub mounts: Vec<(String, String, bool)>,
     /// `range` or `single`.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use casemate_manifest::{Lock, LockedBase, Manifest};
-use casemate_sandbox::plan::{File as PlanFile, Mount, Network, Plan, Root};
+use casemate_sandbox::plan::{File as PlanFile, Grants, Mount, Network, Plan, Root};
 use casemate_store::{Digest, Id, Name, ReleaseName};
 use casemate_worker::protocol::TreeRequest;
 
@@ -46,6 +46,9 @@ impl Inner {
             judge.policy.judge_limits(&manifest.runtime.resource_limits)?;
             judge.policy.judge_variables(&manifest.environment)?;
             judge.policy.judge_ports(&manifest.runtime.ports)?;
+            for device in manifest.hardware.names() {
+                judge.policy.judge_device(&device)?;
+            }
             manifest
                 .mounts
                 .values()
@@ -226,6 +229,7 @@ impl Inner {
             manifest: judged.text,
             lock: lock.to_toml(),
             mounts: judged.mounts,
+            devices: judged.manifest.hardware.names(),
             variables: judged.manifest.environment.clone(),
             limits: judged.manifest.runtime.resource_limits,
             unenforced_limits: judged.unenforced_limits,
@@ -288,6 +292,7 @@ impl Inner {
                 mount("downloads/lists", "/var/lib/apt/lists")?,
                 mount("downloads/archives", "/var/cache/apt/archives")?,
             ],
+            grants: Grants::default(),
             files,
             deny_unix_sockets: true,
             linger: true,
@@ -369,6 +374,7 @@ impl Inner {
             write_account: true,
             network: Network::None,
             mounts: vec![],
+            grants: Grants::default(),
             files: self.host_files(name.as_str(), &Network::None),
             deny_unix_sockets: false,
             linger: true,

@@ -160,8 +160,10 @@ impl Inner {
         let network = self.plan_network(&record)?;
         let upper = self.store.upper_path(&record.upper);
         let plan = || {
-            let mounts = self
+            let mut mounts: Vec<_> = self
                 .with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
+            let (grants, more) = self.with_judge(|judge| self.plan_devices(judge, &record.devices))?;
+            mounts.extend(more);
             Ok(Plan {
                 version: casemate_sandbox::plan::VERSION,
                 id: id.to_string(),
@@ -177,6 +179,7 @@ impl Inner {
                 files: self.host_files(&record.name, &network),
                 network,
                 mounts,
+                grants,
                 deny_unix_sockets: false,
                 linger,
                 born_in_group: false,

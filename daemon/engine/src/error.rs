@@ -98,6 +98,10 @@ pub enum Error {
     Cancelled,
     #[error("{tool} is not installed, and {key} needs it: install the package {package}")]
     ToolMissing { tool: &'static str, package: &'static str, key: &'static str },
+    #[error("device {device:?} is granted, but {path} {what}; {remedy}")]
+    Device { device: String, path: PathBuf, what: String, remedy: &'static str },
+    #[error("{path}: {source}")]
+    Cdi { path: PathBuf, source: casemate_manifest::cdi::CdiError },
     #[error("the sandbox of {name:?} could not be set up: {message}")]
     Sandbox { name: String, message: String },
     #[error("{path}: {message}")]
@@ -192,6 +196,8 @@ impl Error {
             Self::Cancelled => ErrorKind::Cancelled,
             Self::ToolMissing { .. } => ErrorKind::ToolMissing,
             Self::Sandbox { .. } => ErrorKind::SandboxFailed,
+            Self::Device { .. } => ErrorKind::NotFound,
+            Self::Cdi { .. } => ErrorKind::Unsupported,
         }
     }
 }

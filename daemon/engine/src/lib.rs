@@ -12,6 +12,7 @@ mod cgroups;
 mod configuration;
 mod control;
 mod delegated;
+mod devices;
 mod doctor;
 mod downloads;
 mod environments;
@@ -299,6 +300,7 @@ impl Engine {
             network: record.network.clone(),
             ports: record.ports.iter().map(ToString::to_string).collect(),
             allow: record.allow.iter().flatten().map(ToString::to_string).collect(),
+            devices: record.devices.clone(),
             mounts: record.mounts.iter().map(|m| (m.host.clone(), m.target.clone(), m.read_only)).collect(),
             id_mode: self.id_mode(),
             created_at: record.created_at,

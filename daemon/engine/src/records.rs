@@ -107,6 +107,9 @@ pub struct EnvironmentRecord {
     pub unenforced_limits: bool,
     #[serde(default)]
     pub mounts: Vec<MountRecord>,
+    /// Names of devices, judged and resolved at each start.
+    #[serde(default)]
+    pub devices: Vec<String>,
     #[serde(default)]
     pub variables: BTreeMap<String, String>,
     /// The manifest's, or what they were changed to since.

@@ -254,6 +254,7 @@ impl Inner {
                 read_only: true,
                 no_exec: true,
             }],
+            grants: casemate_sandbox::plan::Grants::default(),
             files: vec![],
             deny_unix_sockets: false,
             linger: true,

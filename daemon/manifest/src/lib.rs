@@ -1,5 +1,6 @@
 //! Manifest, lock, policy and the variables of a session: pure, without I/O, clock or environment of their own.
 
+pub mod cdi;
 mod limits;
 mod lock;
 mod manifest;

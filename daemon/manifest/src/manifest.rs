@@ -73,6 +73,22 @@ pub struct Hardware {
     pub gpu: bool,
     #[serde(default)]
     pub audio: bool,
+    #[serde(default)]
+    pub input: bool,
+    #[serde(default)]
+    pub kvm: bool,
+    /// Of the Container Device Interface: `nvidia.com/gpu=all`.
+    #[serde(default)]
+    pub devices: Vec<String>,
+}
+
+impl Hardware {
+    /// What is asked for, as policy names it.
+    pub fn names(&self) -> Vec<String> {
+        let classes = [("gpu", self.gpu), ("audio", self.audio), ("input", self.input), ("kvm", self.kvm)];
+        let asked = classes.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned());
+        asked.chain(self.devices.iter().cloned()).collect()
+    }
 }
 
 /// `source:target`, `source:target:ro` or `source:target:rw`.
@@ -214,6 +230,16 @@ impl Manifest {
                 return bad(&format!("environment.{name}"), value, "holds NUL, newline or escape");
             }
         }
+        for device in &self.hardware.devices {
+            if !crate::cdi::is_qualified(device) {
+                return bad("hardware.devices", device, "is no device; write \"VENDOR/CLASS=NAME\"");
+            }
+        }
+        let mut devices = self.hardware.devices.clone();
+        devices.sort_unstable();
+        if let Some(twice) = devices.windows(2).find(|pair| pair[0] == pair[1]) {
+            return bad("hardware.devices", &twice[0], "is named twice");
+        }
         let mut targets: Vec<&str> = self.mounts.values().map(|mount| mount.target.as_str()).collect();
         targets.sort_unstable();
         if let Some(twice) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -260,8 +286,6 @@ impl Manifest {
         };
         add(self.base.image.is_some(), "base.image", "only releases can be the base so far");
         add(!self.gui.apps.is_empty(), "gui.apps", "applications are not exported yet");
-        add(self.hardware.gpu, "hardware.gpu", "devices are not granted yet");
-        add(self.hardware.audio, "hardware.audio", "devices are not granted yet");
         add(
             self.runtime.backend.as_deref() == Some("oci"),
             "runtime.backend",
@@ -381,6 +405,8 @@ cpu_shares = 512
             ("network = \"host\"", "network = \"host\"\nallow = [\"a.example\"]"),
             ("network = \"host\"", "allow = []"),
             ("network = \"host\"", "allow = [\"a b\"]"),
+            ("audio = false", "devices = [\"gpu\"]"),
+            ("audio = false", "devices = [\"a/b=c\", \"a/b=c\"]"),
             ("2048", "1"),
             ("cpu_shares = 512", "cpus = 0"),
             ("cpu_shares = 512", "cpus = \"2\""),

@@ -34,7 +34,7 @@ pub enum Refusal {
         "port {port} denied: {host} is below {lowest}, the lowest of the host that policy lets environments publish; choose a higher one, or change [network] in policy.toml"
     )]
     PortDenied { port: String, host: u16, lowest: u16 },
-    #[error("device {name:?} denied; to allow it, add it to [devices] in policy.toml")]
+    #[error("device {name:?} denied; to allow it, add it to allowed in policy.toml, [devices]")]
     DeviceDenied { name: String },
 }
 
@@ -60,7 +60,10 @@ struct Mounts {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Devices {
+    /// `gpu`, `audio`, `input`, `kvm`, or a qualified name; its last part may be `*`.
     allowed: Vec<String>,
+    /// Sessions of environments with devices keep the user's supplementary groups.
+    keep_groups: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -273,10 +276,22 @@ impl Policy {
     }
 
     pub fn judge_device(&self, name: &str) -> Result<(), Refusal> {
-        if self.devices.allowed.iter().any(|allowed| allowed == name) {
+        let all_of_a_kind = name.split_once('=').map(|(kind, _)| format!("{kind}=*"));
+        if self
+            .devices
+            .allowed
+            .iter()
+            .any(|allowed| allowed == name || Some(allowed) == all_of_a_kind.as_ref())
+        {
             return Ok(());
         }
         Err(Refusal::DeviceDenied { name: name.to_owned() })
+    }
+
+    /// Whether sessions may keep the user's supplementary groups where a device is granted. The kernel lets a process
+    /// without rights keep all of them or none.
+    pub fn keep_groups(&self) -> bool {
+        self.devices.keep_groups
     }
 }
 
@@ -363,6 +378,12 @@ mod tests {
         assert!(error.expect_err("refused").to_string().contains("cpus = 1.5 is above the 1.25"));
         assert!(policy.judge_device("kvm").is_ok());
         assert!(policy.judge_device("gpu").is_err());
+        let policy = Policy::parse("[devices]\nallowed = [\"a.b/c=*\", \"a.b/d=0\"]\n").expect("good");
+        for (device, allowed) in
+            [("a.b/c=x", true), ("a.b/d=0", true), ("a.b/d=1", false), ("a.b/cc=x", false)]
+        {
+            assert_eq!(policy.judge_device(device).is_ok(), allowed, "{device}");
+        }
         for name in ["SSH_AUTH_SOCK", "LD_PRELOAD", "HOME"] {
             assert!(
                 policy.judge_variables(&BTreeMap::from([(name.to_owned(), String::new())])).is_err(),

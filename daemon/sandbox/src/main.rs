@@ -52,6 +52,11 @@ pub enum InitError {
     Step { what: String, source: std::io::Error },
     #[error("{path:?} is not what the daemon judged: it was swapped meanwhile")]
     Swapped { path: String },
+    #[error(
+        "device {name:?}: {path} can be opened by a group of yours alone, and sessions are in none: give yourself access \
+         (`setfacl -m u:$USER:rw {path}`, or a udev rule with TAG+=\"uaccess\"), or set keep_groups in policy.toml, [devices]"
+    )]
+    Group { name: String, path: String },
     #[error("the image's /etc/{file} is no text file of a sane size")]
     AccountFile { file: String },
     #[error(
@@ -225,7 +230,7 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     close_from(FD_GROUP + 1)?;
     let user = User::from_arguments(std::env::args().skip(1))?;
     let daemon = nix::unistd::getppid();
-    enter_user_namespace(namespaces::Ids::Outer, user, || send::<()>(events, &Event::Unshared))?;
+    enter_user_namespace(namespaces::Ids::OuterInGroups, user, || send::<()>(events, &Event::Unshared))?;
     die_with_parent(true)?;
     if nix::unistd::getppid() != daemon {
         return Err(ConfineError::Arguments.into());
@@ -238,6 +243,10 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     let plan: Plan = serde_json::from_slice(&text).map_err(|error| InitError::Plan(error.to_string()))?;
     if plan.version != casemate_sandbox::plan::VERSION {
         return Err(InitError::Plan(format!("it has version {}", plan.version)));
+    }
+    let in_groups = matches!(plan.ids, Ids::Range { .. }) && plan.grants.keep_groups;
+    if matches!(plan.ids, Ids::Range { .. }) && !plan.grants.keep_groups {
+        step("drop groups", nix::unistd::setgroups(&[]))?;
     }
     // Descriptor 0 is the daemon's pipe no more.
     let null = step("open /dev/null", File::open("/dev/null"))?;
@@ -261,7 +270,7 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     match &plan.network {
         Network::None => spaces |= CloneFlags::CLONE_NEWNET,
         Network::Private(private) => {
-            let begun = network::begin(private, group.as_ref())?;
+            let begun = network::begin(private, group.as_ref(), in_groups)?;
             // By itself: what attaching starts would be PID 1 of the new pid namespace, and the last one of it.
             step("make a network namespace", unshare(CloneFlags::CLONE_NEWNET))?;
             begun.attach(private)?;

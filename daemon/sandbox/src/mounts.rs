@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use casemate_sandbox::plan::{Ids, Mount, Network, Plan, Root, Source};
+use casemate_sandbox::plan::{Device, Ids, Mount, Network, Plan, Root, Source};
 use nix::mount::{MntFlags, MsFlags};
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -38,6 +39,36 @@ fn open_source(source: &Source) -> Result<OwnedFd, InitError> {
         return Err(InitError::Swapped { path: source.path.clone() });
     }
     Ok(descriptor)
+}
+
+/// Open a device of the host, see that it is what the daemon judged, and that the user's sessions can open it: as the user
+/// and in the groups that they have.
+fn open_device(device: &Device, plan: &Plan) -> Result<OwnedFd, InitError> {
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let opened =
+        step(&format!("open {:?}", device.path), open_path(CWD, &device.path, OFlags::NOFOLLOW, resolve))?;
+    let stat = step("look at a device", rustix::fs::fstat(&opened))?;
+    let kind = if device.is_block { FileType::BlockDevice } else { FileType::CharacterDevice };
+    if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != device.number {
+        return Err(InitError::Swapped { path: device.path.clone() });
+    }
+    let (uid, gid) = match plan.ids {
+        Ids::Range { user, group } => (Uid::from_raw(user), Gid::from_raw(group)),
+        Ids::Single { .. } => (Uid::from_raw(0), Gid::from_raw(0)),
+    };
+    let own = (setfsgid(gid), setfsuid(uid));
+    let access = sys::may_read_and_write(opened.as_fd());
+    let was = setfsuid(own.1);
+    setfsgid(own.0);
+    if was != uid {
+        return step("look at a device", Err(io::Error::other("the kernel refuses the user's id")));
+    }
+    match access {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            Err(InitError::Group { name: device.name.clone(), path: device.path.clone() })
+        }
+        other => step(&format!("look at {:?}", device.path), other).map(|()| opened),
+    }
 }
 
 fn clone_tree(descriptor: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
@@ -207,6 +238,13 @@ impl Tree {
         Ok(())
     }
 
+    fn grant(&self, device: &Device, opened: &OwnedFd) -> Result<(), InitError> {
+        let tree = step(&format!("take {:?}", device.path), clone_tree(opened.as_fd(), false))?;
+        step("restrict a device", sys::mount_setattr(tree.as_fd(), sys::ATTR_NOSUID, false))?;
+        let target = self.file(&device.target)?;
+        step(&format!("mount {:?}", device.target), attach(&tree, &target))
+    }
+
     /// Cover what is the machine's business: a file by /dev/null, a directory by an empty read-only tmpfs. The list is
     /// runc's and podman's.
     fn mask(&self) -> Result<(), InitError> {
@@ -342,6 +380,9 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     let sources: Result<Vec<OwnedFd>, _> =
         plan.mounts.iter().map(|mount| open_source(&mount.source)).collect();
     let sources = sources?;
+    let devices: Result<Vec<OwnedFd>, _> =
+        plan.grants.devices.iter().map(|device| open_device(device, plan)).collect();
+    let devices = devices?;
     let root = match &plan.root {
         Root::Overlay { lowers, upper, work } => {
             let lowers: Result<Vec<OwnedFd>, _> = lowers.iter().map(open_source).collect();
@@ -379,6 +420,9 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     tree.mount(&proc, "/proc")?;
     tree.mount(&sys, "/sys")?;
     tree.devices(plan)?;
+    for (device, opened) in plan.grants.devices.iter().zip(&devices) {
+        tree.grant(device, opened)?;
+    }
     tree.runtime(plan)?;
     if plan.network != Network::Host {
         network(&proc, plan.ids)?;

@@ -25,6 +25,8 @@ pub struct Plan {
     pub write_account: bool,
     pub network: Network,
     pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub grants: Grants,
     /// Files of the environment that the host decides (`/etc/resolv.conf`, `/etc/hosts`, `/etc/hostname`, …): each is
     /// written to a private tmpfs and mounted read-only over its place, which is made where it is missing.
     pub files: Vec<File>,
@@ -161,6 +163,31 @@ pub struct Mount {
     pub read_only: bool,
     /// Forbid execution as well as devices and set-id bits (which no bind mount ever honours).
     pub no_exec: bool,
+}
+
+/// What of the host the user's sessions get by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grants {
+    pub devices: Vec<Device>,
+    /// They stay in the supplementary groups that the daemon was started with.
+    pub keep_groups: bool,
+    /// `NAME=value`, where a session has no variable of that name.
+    pub variables: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// As manifest and policy name it, for messages.
+    pub name: String,
+    /// The host's, absolute, without links.
+    pub path: String,
+    pub is_block: bool,
+    /// `st_rdev` of what the daemon judged.
+    pub number: u64,
+    /// Inside, below `/dev`.
+    pub target: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -124,7 +124,9 @@ impl Sessions {
         match self.plan.ids {
             Ids::Range { .. } => {
                 bound(CapabilitySet::empty())?;
-                step("drop groups", setgroups(&[]))?;
+                if !self.plan.grants.keep_groups {
+                    step("drop groups", setgroups(&[]))?;
+                }
                 let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
                 step("become the user", setresgid(gid, gid, gid))?;
                 step("become the user", setresuid(uid, uid, uid))?;
@@ -204,10 +206,22 @@ impl Sessions {
         Ok(())
     }
 
+    /// A session's own variables, and those of the grants.
+    fn variables(&self, request: &Exec) -> Vec<String> {
+        let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
+        let mut all = request.environment.clone();
+        let has: Vec<String> = all.iter().map(name).collect();
+        let granted = self.plan.grants.variables.iter().filter(|variable| !has.contains(&name(variable)));
+        if !request.root {
+            all.extend(granted.cloned());
+        }
+        all
+    }
+
     /// In the forked child: become the session, or end with 125 (we failed), 126 or 127.
     pub fn run(&self, request: &Exec, streams: Streams) -> ! {
         let code = match self.prepare(request, &streams) {
-            Ok(()) => execute(request, &streams),
+            Ok(()) => execute(request, &self.variables(request), &streams),
             Err(error) => {
                 streams.complain(&format!("the session cannot be set up: {error}"));
                 125
@@ -219,11 +233,11 @@ impl Sessions {
 }
 
 /// Look the command up and execute it; return only with the exit code of a failure.
-fn execute(request: &Exec, streams: &Streams) -> i32 {
+fn execute(request: &Exec, variables: &[String], streams: &Streams) -> i32 {
     let to_c = |text: &String| CString::new(text.as_bytes());
     let (Ok(arguments), Ok(environment)) = (
         request.command.iter().map(to_c).collect::<Result<Vec<_>, _>>(),
-        request.environment.iter().map(to_c).collect::<Result<Vec<_>, _>>(),
+        variables.iter().map(to_c).collect::<Result<Vec<_>, _>>(),
     ) else {
         streams.complain("the command line or a variable holds a NUL");
         return 125;
@@ -232,7 +246,7 @@ fn execute(request: &Exec, streams: &Streams) -> i32 {
         streams.complain("no command");
         return 125;
     };
-    let path = request.environment.iter().find_map(|variable| variable.strip_prefix("PATH="));
+    let path = variables.iter().find_map(|variable| variable.strip_prefix("PATH="));
     let candidates: Vec<CString> = if name.contains('/') {
         arguments.first().cloned().into_iter().collect()
     } else {

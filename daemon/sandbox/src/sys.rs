@@ -37,6 +37,15 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Re
     })
 }
 
+/// Whether what is open as a path could be opened by who we are for the file system.
+pub fn may_read_and_write(path: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::AT_EACCESS | libc::AT_EMPTY_PATH;
+    // SAFETY: the path is an empty C string, which outlives the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_faccessat2, path.as_raw_fd(), c"".as_ptr(), libc::R_OK | libc::W_OK, flags)
+    })
+}
+
 /// Bring up the loopback interface of this network namespace.
 pub fn loopback_up() -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};

@@ -16,6 +16,8 @@ pub enum Ids {
     Own,
     /// Root of the outer namespace.
     Outer,
+    /// The same, still in the user's supplementary groups, which are never to be had again once they are dropped.
+    OuterInGroups,
     /// Root of the inner namespace, through an outer one.
     Inner,
 }
@@ -84,16 +86,16 @@ pub fn enter_user_namespace(
     step("make a user namespace", unshare(CloneFlags::CLONE_NEWUSER))?;
     match ids {
         Ids::Own => map_one((user.uid, user.gid), user),
-        Ids::Outer | Ids::Inner if user.range => {
+        Ids::Outer | Ids::OuterInGroups | Ids::Inner if user.range => {
             step("announce the user namespace", announce())?;
             let mut go = [0];
             step("wait for the id maps", std::io::stdin().lock().read_exact(&mut go))?;
             if go != *b"\n" {
                 return Err(ConfineError::Arguments);
             }
-            become_root(true)
+            become_root(ids != Ids::OuterInGroups)
         }
-        Ids::Outer | Ids::Inner => {
+        Ids::Outer | Ids::OuterInGroups | Ids::Inner => {
             map_one((0, 0), user)?;
             become_root(false)
         }

@@ -89,6 +89,10 @@ pub trait Environment {
     #[zbus(property)]
     fn mounts(&self) -> zbus::Result<Vec<(String, String, bool)>>;
 
+    /// Devices property
+    #[zbus(property)]
+    fn devices(&self) -> zbus::Result<Vec<String>>;
+
     /// IdMode property
     #[zbus(property)]
     fn id_mode(&self) -> zbus::Result<String>;

@@ -40,14 +40,16 @@ const END_MS: u16 = 1000;
 /// Init's end of the socket.
 pub struct Connection(OwnedFd);
 
-/// Fork the keeper; before the launcher leaves the host's namespaces, but as root of the outer one.
-pub fn begin(private: &Private, group: Option<&Group>) -> Result<Connection, InitError> {
+/// Fork the keeper; before the launcher leaves the host's namespaces, but as root of the outer one. `in_groups`: the
+/// launcher is in supplementary groups of the user's, which are not the keeper's business.
+pub fn begin(private: &Private, group: Option<&Group>, in_groups: bool) -> Result<Connection, InitError> {
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = step("make a socket", pair)?;
     // SAFETY: the launcher has a single thread.
     match step("fork", unsafe { fork_into(group) })? {
         ForkResult::Child => {
-            let outcome = keeper::keep(&theirs, private);
+            let groups = if in_groups { nix::unistd::setgroups(&[]) } else { Ok(()) };
+            let outcome = step("drop groups", groups).and_then(|()| keeper::keep(&theirs, private));
             if let Err(error) = &outcome {
                 eprintln!("casemate-init: {error}");
                 // An init that is gone, or was told of readiness, needs no word.
