@@ -15,6 +15,7 @@ mod cases {
     pub mod proxies;
     pub mod releases;
     pub mod sessions;
+    pub mod sockets;
     pub mod streams;
     pub mod tampering;
 }

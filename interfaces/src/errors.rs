@@ -17,6 +17,7 @@ pub enum Error {
     MountDenied(String),
     PortDenied(String),
     DeviceDenied(String),
+    SocketDenied(String),
     VariableDenied(String),
     ResourceLimitExceeded(String),
     ResourceLimitUnenforceable(String),

@@ -216,8 +216,8 @@ fn plan(root: &Path, number: u64) -> Vec<u8> {
         "user": {"name": "u", "uid": uid, "gid": gid, "home": "/home/u", "shell": "/bin/sh"},
         "write_account": false, "network": "none", "mounts": [], "files": [],
         "grants": {"devices": [
-            {"name": "fuse", "path": "/dev/fuse", "is_block": false, "number": number, "target": "/dev/fuse"}
-        ], "keep_groups": false, "variables": []},
+            {"name": "fuse", "path": "/dev/fuse", "is_block": false, "number": number, "target": "/dev/fuse", "is_needed": true}
+        ], "keep_groups": false, "files": [], "variables": []},
         "deny_unix_sockets": false, "linger": false, "born_in_group": false,
     });
     serde_json::to_vec(&plan).expect("JSON")

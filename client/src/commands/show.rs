@@ -58,6 +58,8 @@ pub struct Shown {
     pub last_exit_code: i32,
     /// Devices of the host that are granted.
     pub devices: Vec<String>,
+    /// Sockets of the user's session that are granted.
+    pub sockets: Vec<String>,
     /// Host path, path inside, read-only.
     pub mounts: Vec<(String, String, bool)>,
 }
@@ -94,6 +96,7 @@ impl Shown {
             oom_kills: get(properties, "OomKills"),
             last_exit_code: get(properties, "LastExitCode"),
             devices: get(properties, "Devices"),
+            sockets: get(properties, "Sockets"),
             mounts: get(properties, "Mounts"),
         }
     }
@@ -132,6 +135,9 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
     }
     for device in &shown.devices {
         println!("{:9} {}", "device", printable(device));
+    }
+    for socket in &shown.sockets {
+        println!("{:9} {}", "socket", printable(socket));
     }
     for (key, value) in &shown.limits {
         let unenforced = if shown.unenforced_limits.contains(key) { " (not enforced)" } else { "" };

@@ -207,6 +207,7 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
         ("Allow", Variant::from(info.allow)),
         ("Mounts", Variant::from(info.mounts)),
         ("Devices", Variant::from(info.devices)),
+        ("Sockets", Variant::from(info.sockets)),
         ("BuiltAt", Variant::from(info.built_at)),
         ("Sessions", Variant::from(info.sessions)),
         ("Limits", Variant::from(limits)),

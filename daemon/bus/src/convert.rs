@@ -25,6 +25,7 @@ pub fn named(kind: ErrorKind, text: String) -> Error {
         ErrorKind::MountDenied => Error::MountDenied(text),
         ErrorKind::PortDenied => Error::PortDenied(text),
         ErrorKind::DeviceDenied => Error::DeviceDenied(text),
+        ErrorKind::SocketDenied => Error::SocketDenied(text),
         ErrorKind::VariableDenied => Error::VariableDenied(text),
         ErrorKind::ResourceLimitExceeded => Error::ResourceLimitExceeded(text),
         ErrorKind::ResourceLimitUnenforceable => Error::ResourceLimitUnenforceable(text),

@@ -301,6 +301,11 @@ impl Environment {
     }
 
     #[zbus(property)]
+    fn sockets(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.info()?.sockets)
+    }
+
+    #[zbus(property)]
     fn mounts(&self) -> fdo::Result<Vec<(String, String, bool)>> {
         Ok(self.info()?.mounts)
     }

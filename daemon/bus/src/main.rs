@@ -104,6 +104,13 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         ssl_cert_file: text(&["SSL_CERT_FILE"]),
         ssl_cert_dir: text(&["SSL_CERT_DIR"]),
         resolver: options.resolver.clone(),
+        sockets: casemate_engine::HostSockets {
+            ssh_agent: text(&["SSH_AUTH_SOCK"]),
+            display: text(&["DISPLAY"]),
+            x_authority: text(&["XAUTHORITY"]),
+            pulse: text(&["PULSE_SERVER"]),
+            runtime,
+        },
         path: text(&["PATH"]),
         user_name,
         home,

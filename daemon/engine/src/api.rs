@@ -27,11 +27,28 @@ pub struct Settings {
     pub ssl_cert_dir: String,
     /// The host's resolv.conf(5).
     pub resolver: PathBuf,
+    /// Where the host's own sockets are.
+    pub sockets: HostSockets,
     /// `PATH`, where tools of the host are looked for.
     pub path: String,
     pub user_name: String,
     /// The user's home, for `~/` and for what policy keeps out of mounts.
     pub home: PathBuf,
+}
+
+/// What leads to sockets of the user's own session; empty where unset.
+#[derive(Debug, Clone, Default)]
+pub struct HostSockets {
+    /// `SSH_AUTH_SOCK`
+    pub ssh_agent: String,
+    /// `DISPLAY`
+    pub display: String,
+    /// `XAUTHORITY`
+    pub x_authority: String,
+    /// `PULSE_SERVER`
+    pub pulse: String,
+    /// `XDG_RUNTIME_DIR`, where sound servers listen.
+    pub runtime: PathBuf,
 }
 
 /// Who asks: the unique name of the bus connection (for limits for each caller).
@@ -112,6 +129,8 @@ pub struct EnvironmentInfo {
     pub allow: Vec<String>,
     /// Devices that are granted, as policy names them.
     pub devices: Vec<String>,
+    /// Sockets that are granted, as policy names them.
+    pub sockets: Vec<String>,
     /// `(host path, inside path, read-only)`
     pub mounts: Vec<(String, String, bool)>,
     /// `range` or `single`.

@@ -49,6 +49,9 @@ impl Inner {
             for device in manifest.hardware.names() {
                 judge.policy.judge_device(&device)?;
             }
+            for socket in manifest.sockets() {
+                judge.policy.judge_socket(&socket)?;
+            }
             manifest
                 .mounts
                 .values()
@@ -230,6 +233,7 @@ impl Inner {
             lock: lock.to_toml(),
             mounts: judged.mounts,
             devices: judged.manifest.hardware.names(),
+            sockets: judged.manifest.sockets(),
             variables: judged.manifest.environment.clone(),
             limits: judged.manifest.runtime.resource_limits,
             unenforced_limits: judged.unenforced_limits,

@@ -43,21 +43,28 @@ pub struct SourceDefinition {
 }
 
 pub(crate) fn read(path: &Path) -> Result<Option<String>, Error> {
+    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Error::Configuration { path: path.to_owned(), message: "it is not UTF-8".to_owned() })?;
+    Ok(Some(text))
+}
+
+pub(crate) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("open", path)(error)),
     };
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut std::io::Read::take(file, FILE_MAX + 1), &mut text)
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, FILE_MAX + 1), &mut bytes)
         .map_err(Error::io("read", path))?;
-    if text.len() as u64 > FILE_MAX {
+    if bytes.len() as u64 > FILE_MAX {
         return Err(Error::Configuration {
             path: path.to_owned(),
             message: format!("longer than {FILE_MAX} bytes; this is no configuration file"),
         });
     }
-    Ok(Some(text))
+    Ok(Some(bytes))
 }
 
 /// The policy in force: the first `policy.toml` found, else the built-in one.

@@ -61,7 +61,7 @@ fn describe(name: &str, host: &Path, target: &str) -> Result<Option<Device>, Err
         Error::Argument(format!("the path of a device, {}, is not UTF-8", Path::new(&path).display()))
     })?;
     let (name, target) = (name.to_owned(), target.to_owned());
-    Ok(Some(Device { name, path, is_block, number: stat.st_rdev, target }))
+    Ok(Some(Device { name, path, is_block, number: stat.st_rdev, target, is_needed: true }))
 }
 
 /// One that must be there, and be open to the user.
@@ -178,7 +178,7 @@ impl Inner {
         judge: &Judge<'_>,
         names: &[String],
     ) -> Result<(Grants, Vec<Mount>), Error> {
-        let mut grants = Grants::default();
+        let (mut grants, mut mounts) = (Grants::default(), Vec::new());
         let mut parts = Parts::default();
         grants.keep_groups = !names.is_empty() && judge.policy.keep_groups();
         for name in names {
@@ -188,6 +188,18 @@ impl Inner {
                     let (host, inside) = (path.to_owned(), path.to_owned());
                     let kvm = Node { host, inside, is_block: Some(false), number: None };
                     grants.devices.push(node(name, &kvm)?);
+                }
+                Some(directory) if name == "audio" => {
+                    let served = self.plan_sound(&mut grants, &mut mounts)?;
+                    match nodes(name, Path::new(directory)) {
+                        Ok(found) => {
+                            let found = found.into_iter();
+                            grants.devices.extend(found.map(|one| Device { is_needed: !served, ..one }));
+                        }
+                        // A sound server is enough.
+                        Err(Error::Device { .. }) if served => {}
+                        Err(error) => return Err(error),
+                    }
                 }
                 Some(directory) => grants.devices.extend(nodes(name, Path::new(directory))?),
                 None => {
@@ -205,8 +217,10 @@ impl Inner {
             }
         }
         judge.policy.judge_variables(&parts.variables.iter().cloned().collect())?;
-        grants.variables = parts.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let mounts = parts.mounts.iter().map(|one| mount(judge, one)).collect::<Result<_, _>>()?;
+        grants.variables.extend(parts.variables.iter().map(|(name, value)| format!("{name}={value}")));
+        for one in &parts.mounts {
+            mounts.push(mount(judge, one)?);
+        }
         Ok((grants, mounts))
     }
 

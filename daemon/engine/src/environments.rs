@@ -162,7 +162,11 @@ impl Inner {
         let plan = || {
             let mut mounts: Vec<_> = self
                 .with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
-            let (grants, more) = self.with_judge(|judge| self.plan_devices(judge, &record.devices))?;
+            let (grants, more) = self.with_judge(|judge| {
+                let (mut grants, mut mounts) = self.plan_devices(judge, &record.devices)?;
+                self.plan_sockets(judge, &record.sockets, &mut grants, &mut mounts)?;
+                Ok((grants, mounts))
+            })?;
             mounts.extend(more);
             Ok(Plan {
                 version: casemate_sandbox::plan::VERSION,

@@ -18,6 +18,7 @@ pub enum ErrorKind {
     MountDenied,
     PortDenied,
     DeviceDenied,
+    SocketDenied,
     VariableDenied,
     ResourceLimitExceeded,
     ResourceLimitUnenforceable,
@@ -100,6 +101,8 @@ pub enum Error {
     ToolMissing { tool: &'static str, package: &'static str, key: &'static str },
     #[error("device {device:?} is granted, but {path} {what}; {remedy}")]
     Device { device: String, path: PathBuf, what: String, remedy: &'static str },
+    #[error("socket {socket:?} is granted, but {what}; {remedy}")]
+    Socket { socket: &'static str, what: String, remedy: &'static str },
     #[error("{path}: {source}")]
     Cdi { path: PathBuf, source: casemate_manifest::cdi::CdiError },
     #[error("the sandbox of {name:?} could not be set up: {message}")]
@@ -166,6 +169,7 @@ impl Error {
             Self::Refused(Refusal::ResourceLimitExceeded { .. }) => ErrorKind::ResourceLimitExceeded,
             Self::Refused(Refusal::PortDenied { .. }) => ErrorKind::PortDenied,
             Self::Refused(Refusal::DeviceDenied { .. }) => ErrorKind::DeviceDenied,
+            Self::Refused(Refusal::SocketDenied { .. }) => ErrorKind::SocketDenied,
             Self::Limit(_) => ErrorKind::InvalidArgument,
             Self::NoGroup { .. } => ErrorKind::Unsupported,
             Self::Group { .. } => ErrorKind::SandboxFailed,
@@ -196,6 +200,7 @@ impl Error {
             Self::Cancelled => ErrorKind::Cancelled,
             Self::ToolMissing { .. } => ErrorKind::ToolMissing,
             Self::Sandbox { .. } => ErrorKind::SandboxFailed,
+            Self::Socket { .. } => ErrorKind::NotFound,
             Self::Device { .. } => ErrorKind::NotFound,
             Self::Cdi { .. } => ErrorKind::Unsupported,
         }

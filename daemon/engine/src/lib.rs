@@ -27,6 +27,7 @@ mod recovery;
 mod releases;
 mod sandboxes;
 mod sessions;
+mod sockets;
 mod state;
 mod workers;
 
@@ -301,6 +302,7 @@ impl Engine {
             ports: record.ports.iter().map(ToString::to_string).collect(),
             allow: record.allow.iter().flatten().map(ToString::to_string).collect(),
             devices: record.devices.clone(),
+            sockets: record.sockets.clone(),
             mounts: record.mounts.iter().map(|m| (m.host.clone(), m.target.clone(), m.read_only)).collect(),
             id_mode: self.id_mode(),
             created_at: record.created_at,

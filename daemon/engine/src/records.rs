@@ -111,6 +111,8 @@ pub struct EnvironmentRecord {
     #[serde(default)]
     pub devices: Vec<String>,
     #[serde(default)]
+    pub sockets: Vec<String>,
+    #[serde(default)]
     pub variables: BTreeMap<String, String>,
     /// The manifest's, or what they were changed to since.
     #[serde(default)]

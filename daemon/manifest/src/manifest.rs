@@ -64,6 +64,9 @@ pub struct System {
 pub struct Gui {
     #[serde(default)]
     pub apps: Vec<String>,
+    /// The X server's socket: whoever has it sees and types into all of its windows.
+    #[serde(default)]
+    pub x11: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +162,9 @@ pub struct Runtime {
     pub backend: Option<String>,
     #[serde(default)]
     pub network: Network,
+    /// The socket of the user's ssh-agent(1).
+    #[serde(default)]
+    pub ssh_agent: bool,
     /// Published ports.
     #[serde(default)]
     pub ports: Vec<Port>,
@@ -273,6 +279,12 @@ impl Manifest {
             None | Some("namespace" | "oci") => Ok(()),
             Some(other) => bad("runtime.backend", other, "is no backend; choose \"namespace\" or \"oci\""),
         }
+    }
+
+    /// Sockets that are asked for, as policy names them.
+    pub fn sockets(&self) -> Vec<String> {
+        let asked = [("ssh-agent", self.runtime.ssh_agent), ("x11", self.gui.x11)];
+        asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned()).collect()
     }
 
     /// What this version can't do, in the order of the sections. Resource limits are not in here: policy judges them

@@ -36,6 +36,8 @@ pub enum Refusal {
     PortDenied { port: String, host: u16, lowest: u16 },
     #[error("device {name:?} denied; to allow it, add it to allowed in policy.toml, [devices]")]
     DeviceDenied { name: String },
+    #[error("socket {name:?} denied; to allow it, add it to allowed in policy.toml, [sockets]")]
+    SocketDenied { name: String },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -43,6 +45,7 @@ pub enum Refusal {
 pub struct Policy {
     mounts: Mounts,
     devices: Devices,
+    sockets: Sockets,
     variables: Variables,
     network: NetworkRules,
     resource_limits: Bounds,
@@ -64,6 +67,13 @@ struct Devices {
     allowed: Vec<String>,
     /// Sessions of environments with devices keep the user's supplementary groups.
     keep_groups: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Sockets {
+    /// `ssh-agent`, `x11`.
+    allowed: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -286,6 +296,13 @@ impl Policy {
             return Ok(());
         }
         Err(Refusal::DeviceDenied { name: name.to_owned() })
+    }
+
+    pub fn judge_socket(&self, name: &str) -> Result<(), Refusal> {
+        if self.sockets.allowed.iter().any(|allowed| allowed == name) {
+            return Ok(());
+        }
+        Err(Refusal::SocketDenied { name: name.to_owned() })
     }
 
     /// Whether sessions may keep the user's supplementary groups where a device is granted. The kernel lets a process

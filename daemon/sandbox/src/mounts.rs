@@ -43,7 +43,8 @@ fn open_source(source: &Source) -> Result<OwnedFd, InitError> {
 
 /// Open a device of the host, see that it is what the daemon judged, and that the user's sessions can open it: as the user
 /// and in the groups that they have.
-fn open_device(device: &Device, plan: &Plan) -> Result<OwnedFd, InitError> {
+/// `None` where they cannot, and need not.
+fn open_device(device: &Device, plan: &Plan) -> Result<Option<OwnedFd>, InitError> {
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let opened =
         step(&format!("open {:?}", device.path), open_path(CWD, &device.path, OFlags::NOFOLLOW, resolve))?;
@@ -64,10 +65,11 @@ fn open_device(device: &Device, plan: &Plan) -> Result<OwnedFd, InitError> {
         return step("look at a device", Err(io::Error::other("the kernel refuses the user's id")));
     }
     match access {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) && !device.is_needed => Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
             Err(InitError::Group { name: device.name.clone(), path: device.path.clone() })
         }
-        other => step(&format!("look at {:?}", device.path), other).map(|()| opened),
+        other => step(&format!("look at {:?}", device.path), other).map(|()| Some(opened)),
     }
 }
 
@@ -126,8 +128,9 @@ fn overlay(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd) -> Result<OwnedF
 /// The root under construction.
 pub struct Tree {
     root: OwnedFd,
-    /// Who owns what is made in the user's home.
-    home: (String, u32, u32),
+    /// Who owns what is made in the user's home and in their runtime directory; with one id, all is theirs.
+    owner: Option<(Uid, Gid)>,
+    owned: [String; 2],
 }
 
 impl Tree {
@@ -141,9 +144,13 @@ impl Tree {
     }
 
     fn own(&self, path: &str, name: &str, directory: &OwnedFd) -> Result<(), Errno> {
-        let (home, uid, gid) = &self.home;
-        if path.starts_with(&format!("{home}/")) {
-            let owner = (rustix::fs::Uid::from_raw(*uid), rustix::fs::Gid::from_raw(*gid));
+        if let Some((uid, gid)) = self.owner
+            && self
+                .owned
+                .iter()
+                .any(|owned| path.strip_prefix(owned.as_str()).is_some_and(|rest| rest.starts_with('/')))
+        {
+            let owner = (rustix::fs::Uid::from_raw(uid.as_raw()), rustix::fs::Gid::from_raw(gid.as_raw()));
             rustix::fs::chownat(directory, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
         }
         Ok(())
@@ -328,6 +335,19 @@ impl Tree {
         Ok(())
     }
 
+    fn own_files(&self, plan: &Plan) -> Result<(), InitError> {
+        for file in &plan.grants.files {
+            let (parent, name) = file.path.rsplit_once('/').unwrap_or(("", &file.path));
+            let directory = self.directory(parent)?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            let made = rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o600));
+            let mut made = File::from(step(&format!("make {}", file.path), made)?);
+            step(&format!("write {}", file.path), made.write_all(&file.content))?;
+            step(&format!("give the user {}", file.path), self.own(&file.path, name, &directory))?;
+        }
+        Ok(())
+    }
+
     fn files(&self, plan: &Plan) -> Result<(), InitError> {
         let dev = self.directory("/dev")?;
         for file in &plan.files {
@@ -380,7 +400,7 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     let sources: Result<Vec<OwnedFd>, _> =
         plan.mounts.iter().map(|mount| open_source(&mount.source)).collect();
     let sources = sources?;
-    let devices: Result<Vec<OwnedFd>, _> =
+    let devices: Result<Vec<Option<OwnedFd>>, _> =
         plan.grants.devices.iter().map(|device| open_device(device, plan)).collect();
     let devices = devices?;
     let root = match &plan.root {
@@ -416,14 +436,22 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     let place = step("open /sys", open_path(CWD, "/sys", OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS))?;
     step("mount the root", attach(&root, &place))?;
 
-    let tree = Tree { root, home: (plan.user.home.clone(), plan.user.uid, plan.user.gid) };
+    let owner = match plan.ids {
+        Ids::Range { .. } => Some((Uid::from_raw(plan.user.uid), Gid::from_raw(plan.user.gid))),
+        Ids::Single { .. } => None,
+    };
+    let owned = [plan.user.home.clone(), format!("/run/user/{}", plan.user.uid)];
+    let tree = Tree { root, owner, owned };
     tree.mount(&proc, "/proc")?;
     tree.mount(&sys, "/sys")?;
     tree.devices(plan)?;
     for (device, opened) in plan.grants.devices.iter().zip(&devices) {
-        tree.grant(device, opened)?;
+        if let Some(opened) = opened {
+            tree.grant(device, opened)?;
+        }
     }
     tree.runtime(plan)?;
+    tree.own_files(plan)?;
     if plan.network != Network::Host {
         network(&proc, plan.ids)?;
     }

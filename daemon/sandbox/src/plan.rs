@@ -172,6 +172,8 @@ pub struct Grants {
     pub devices: Vec<Device>,
     /// They stay in the supplementary groups that the daemon was started with.
     pub keep_groups: bool,
+    /// Small files of the user's own, as a cookie is: below their runtime directory, and gone with the environment.
+    pub files: Vec<OwnFile>,
     /// `NAME=value`, where a session has no variable of that name.
     pub variables: Vec<String>,
 }
@@ -188,6 +190,16 @@ pub struct Device {
     pub number: u64,
     /// Inside, below `/dev`.
     pub target: String,
+    /// Without it, where it is not open to the user's sessions, there is no environment.
+    pub is_needed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnFile {
+    /// Inside.
+    pub path: String,
+    pub content: Vec<u8>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

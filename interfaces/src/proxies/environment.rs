@@ -93,6 +93,10 @@ pub trait Environment {
     #[zbus(property)]
     fn devices(&self) -> zbus::Result<Vec<String>>;
 
+    /// Sockets property
+    #[zbus(property)]
+    fn sockets(&self) -> zbus::Result<Vec<String>>;
+
     /// IdMode property
     #[zbus(property)]
     fn id_mode(&self) -> zbus::Result<String>;
