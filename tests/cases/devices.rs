@@ -197,6 +197,10 @@ fn groups(world: &World) {
     policy(world, &format!("{allowed}keep_groups = true\n"));
     inside(world, false, "exec 3<>/dev/casemate-group");
     assert!(!inside(world, false, "grep Groups: /proc/self/status").trim_end().ends_with("Groups:"));
+    world.write_manifest("[hardware]\ndevices = [\"test.example/device=group\"]\n");
+    world.run(&["build", "private", "--manifest", &world.manifest()]);
+    let opened = world.exec(&["private", "--", "sh", "-c", "exec 3<>/dev/casemate-group"]);
+    assert!(opened.status.success(), "{}", text(&opened.stderr));
     // Root inside is in none, and so are the sessions of environments without devices.
     assert_eq!(inside(world, true, "grep Groups: /proc/self/status").trim(), "Groups:");
     let closed = world.exec(&["--root", "demo", "--", "sh", "-c", "exec 3</dev/casemate-group"]);
