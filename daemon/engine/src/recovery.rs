@@ -117,8 +117,12 @@ impl Inner {
         for entry in std::fs::read_dir(runtime).map_err(Error::io("list", runtime))? {
             let directory = entry.map_err(Error::io("list", runtime))?.path();
             let Some(name) = directory.file_name().and_then(|name| name.to_str()) else { continue };
-            if !directory.join("control").exists() || sandboxes::is_anothers(&directory, &self.settings.store)
-            {
+            if !directory.is_dir() || sandboxes::is_anothers(&directory, &self.settings.store) {
+                continue;
+            }
+            if !directory.join("control").exists() {
+                // The daemon died before it started anything in there.
+                sandboxes::clear(&directory)?;
                 continue;
             }
             let id = name.parse::<Id>().ok();
