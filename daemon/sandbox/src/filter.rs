@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use seccompiler::SeccompCmpOp::{Eq, Ne};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch,
@@ -95,18 +96,24 @@ fn program(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> Res
         .map_err(|error: seccompiler::BackendError| failed("compiled")(error))
 }
 
-/// The low 32 bits of an argument, as the kernel takes ioctl numbers, families and flags: high bits hide nothing.
+/// The low 32 bits of arguments, as the kernel takes ioctl numbers, families and flags: high bits hide nothing.
+fn all(conditions: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, FilterError> {
+    let condition = |(argument, operator, value): &(u8, SeccompCmpOp, u64)| {
+        SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, operator.clone(), *value)
+    };
+    let conditions: Result<Vec<_>, _> = conditions.iter().map(condition).collect();
+    SeccompRule::new(conditions.map_err(failed("built"))?).map_err(failed("built"))
+}
+
 fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, FilterError> {
-    let condition =
-        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(failed("built"))?;
-    SeccompRule::new(vec![condition]).map_err(failed("built"))
+    all(&[(argument, operator, value)])
 }
 
 /// What arguments make of a call that is allowed by number.
 fn denied_arguments() -> Result<Rules, FilterError> {
     let mut rules = Rules::new();
     let equal = |argument, values: &[u64]| -> Result<Vec<SeccompRule>, FilterError> {
-        values.iter().map(|value| when(argument, SeccompCmpOp::Eq, *value)).collect()
+        values.iter().map(|value| when(argument, Eq, *value)).collect()
     };
     rules.insert(libc::SYS_ioctl, equal(1, &[TIOCSTI, TIOCLINUX])?);
     let families = [
@@ -118,7 +125,15 @@ fn denied_arguments() -> Result<Rules, FilterError> {
         libc::AF_TIPC,
         libc::AF_RDS,
     ];
-    rules.insert(libc::SYS_socket, equal(0, &families.map(|family| family as u64))?);
+    let families = families.map(|family| family as u64);
+    rules.insert(libc::SYS_socketpair, equal(0, &families)?);
+    let mut sockets = equal(0, &families)?;
+    // The audit system's messages are the machine's (podman's profile).
+    sockets.push(all(&[(0, Eq, libc::AF_NETLINK as u64), (2, Eq, libc::NETLINK_AUDIT as u64)])?);
+    rules.insert(libc::SYS_socket, sockets);
+    // podman's profile: the usual ones and the question, nothing that takes the randomness from addresses.
+    let usual = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+    rules.insert(libc::SYS_personality, vec![all(&usual.map(|kind| (0, Ne, kind)))?]);
     let spaces = [
         libc::CLONE_NEWUSER,
         libc::CLONE_NEWNS,
@@ -158,7 +173,7 @@ impl Filters {
             program(denied_arguments()?, SeccompAction::Allow, errno(libc::EPERM))?,
         ];
         if deny_unix_sockets {
-            let unix = || when(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
+            let unix = || when(0, Eq, libc::AF_UNIX as u64);
             let rules = [(libc::SYS_socket, vec![unix()?]), (libc::SYS_socketpair, vec![unix()?])];
             programs.push(program(rules.into(), SeccompAction::Allow, errno(libc::EAFNOSUPPORT))?);
         }
