@@ -7,6 +7,7 @@ mod cases {
     pub mod crash;
     pub mod devices;
     pub mod environments;
+    pub mod escape;
     pub mod install;
     pub mod judgement;
     pub mod limits;

@@ -2,6 +2,7 @@
 //! of those before it, by hard link (they are hashed again on each use); everything else is a test's own. Tests that
 //! leave a world as they found it share one: [`World::shared`].
 
+pub mod escapes;
 pub mod mirror;
 pub mod misdeeds;
 pub mod processes;
