@@ -190,3 +190,7 @@ impl Filters {
         self.0.iter().try_for_each(|program| seccompiler::apply_filter(program).map_err(failed("applied")))
     }
 }
+
+#[cfg(test)]
+#[path = "filter_tests.rs"]
+mod tests;
