@@ -104,5 +104,5 @@ fn arguments_are_judged() {
         ask()
     });
     let eperm = libc::EPERM;
-    assert_eq!(bound.join().unwrap(), ([eperm, eperm, 0, 0, 0], [eperm, 0]));
+    assert_eq!(bound.join().unwrap(), ([eperm, eperm, 0, 0, 0], [libc::EINVAL, 0]));
 }
