@@ -163,6 +163,8 @@ fn no_attempt_succeeds_and_each_would() {
     }
     assert!(show_nothing.is_empty(), "these fail without their guard, too: {show_nothing:#?}");
     assert!(shown >= AT_LEAST, "{shown} attempts are shown to bite");
+    let unmade = |one: &&Found| matches!(&one.end, End::Held(why) if why.starts_with("no control: "));
+    assert_eq!(controls.iter().find(unmade).map(|one| &one.name), None, "its control was not made");
     let alone: Vec<(&str, &str)> = controls
         .iter()
         .filter(|one| one.end == End::Through)
