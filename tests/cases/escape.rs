@@ -226,7 +226,8 @@ fn the_list_is_documented() {
         "# Ways out that are tried\n\n\
          Written by `tests/cases/escape.rs` from the checker's own list (`tests/src/escape`). Each is tried inside as the user and as \
          root and has to fail; each is tried where its guard is switched off, on the host or in a throwaway of namespaces and full \
-         capabilities, and has to succeed there. *Maybe*: only where this kernel has what is tried.\n\n\
+         capabilities, and has to succeed there. *Maybe*: only where this kernel has what is tried. Where a call can be given nothing \
+         that it takes, reaching the kernel's own check of it is success (`reaches` in `attempt.rs`): the filter then stood in no way.\n\n\
          | attempt | what it tries | precedent | held by | succeeds in |\n| --- | --- | --- | --- | --- |\n",
     );
     for one in list() {
