@@ -6,7 +6,7 @@ HOST := $(or $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p'),$(shell unam
 # Directory of binaries to install as they are, without building.
 BUILT ?=
 BINARIES := $(or $(BUILT),target/$(HOST)/release)
-WORKERS := casemate-fetch casemate-index casemate-unpack casemate-tree casemate-init
+WORKERS := casemate-fetch casemate-index casemate-unpack casemate-tree casemate-init casemate-sudo
 LIBEXEC := $(PREFIX)/libexec/casemate
 SHARE := $(PREFIX)/share
 # Not share/casemate: with PREFIX=~/.local that is the user's store.

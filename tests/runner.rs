@@ -15,9 +15,11 @@ mod cases {
     pub mod peers;
     pub mod proxies;
     pub mod releases;
+    pub mod services;
     pub mod sessions;
     pub mod sockets;
     pub mod streams;
+    pub mod sudo;
     pub mod tampering;
 }
 

@@ -59,16 +59,16 @@ enum Command {
     /// Stop an environment
     Stop {
         environment: String,
-        /// Seconds until what still runs is killed
-        #[arg(long, default_value_t = 10)]
-        timeout: u64,
+        /// Seconds until what still runs is killed [default: the manifest's stop_timeout, or 10]
+        #[arg(long)]
+        timeout: Option<u64>,
     },
     /// Stop an environment and start it again
     Restart {
         environment: String,
-        /// Seconds until what still runs is killed
-        #[arg(long, default_value_t = 10)]
-        timeout: u64,
+        /// Seconds until what still runs is killed [default: the manifest's stop_timeout, or 10]
+        #[arg(long)]
+        timeout: Option<u64>,
         /// Run it although this machine cannot enforce its limits
         #[arg(long)]
         unenforced_limits: bool,
@@ -79,6 +79,8 @@ enum Command {
     Pause { environment: String },
     /// Let the processes of a paused environment go on
     Unpause { environment: String },
+    /// Print what the command of an environment has printed
+    Logs(commands::logs::Logs),
     /// Wait until an environment stops; print the exit code of the session that ended last
     Wait { environment: String },
     /// Show or change the limits of an environment
@@ -165,6 +167,7 @@ async fn run(cli: Cli) -> Result<u8, bus::Failure> {
         Command::Kill(kill) => commands::kill::run(kill).await,
         Command::Pause { environment } => commands::lifecycle::pause(&environment, true).await,
         Command::Unpause { environment } => commands::lifecycle::pause(&environment, false).await,
+        Command::Logs(logs) => commands::logs::run(logs).await,
         Command::Wait { environment } => commands::wait::run(&environment).await,
         Command::Limits(limits) => commands::limits::run(limits).await,
         Command::Stats(stats) => commands::stats::run(stats).await,

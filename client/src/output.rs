@@ -1,15 +1,22 @@
 //! What is printed, and how: results on standard output, everything else on standard error.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 
 use crate::bus::Failure;
 
 /// Text from elsewhere, safe for a terminal.
 pub fn printable(text: &str) -> String {
-    let escape = |c: char| {
-        if c.is_control() && c != '\n' { c.escape_default().collect::<String>() } else { c.to_string() }
-    };
-    text.chars().map(escape).collect()
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => printable.push(c),
+            c if c.is_control() => printable.extend(c.escape_default()),
+            c => printable.push(c),
+        }
+    }
+    printable
 }
 
 /// A line, or many, on standard output, in one write. Whoever reads may stop reading, as `head` does: then it ends as other
@@ -51,13 +58,16 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) {
             .unwrap_or_default()
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let line = |cells: &[String]| {
-        let padded: Vec<String> =
-            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        format!("{}\n", padded.join("  ").trim_end())
-    };
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
-    let lines: String = std::iter::once(&head).chain(&rows).map(|row| line(row)).collect();
+    let mut lines = String::new();
+    for row in std::iter::once(&head).chain(&rows) {
+        for (cell, width) in row.iter().zip(&widths) {
+            // Writing to a String cannot fail.
+            let _ = write!(lines, "{cell:width$}  ");
+        }
+        lines.truncate(lines.trim_end_matches(' ').len());
+        lines.push('\n');
+    }
     print(&lines);
 }
 

@@ -18,6 +18,7 @@ pub struct Request {
     pub command: Vec<String>,
     pub root: bool,
     pub directory: Option<String>,
+    pub login: bool,
     pub variables: Vec<String>,
 }
 
@@ -57,8 +58,15 @@ fn options(request: &Request) -> HashMap<&'static str, Variant<'static>> {
     if request.root {
         options.insert("root", Variant::from(true));
     }
+    if request.login {
+        options.insert("login", Variant::from(true));
+    }
     if let Some(directory) = &request.directory {
         options.insert("directory", Variant::from(directory.clone()));
+    } else if let Some(own) =
+        std::env::current_dir().ok().and_then(|own| own.into_os_string().into_string().ok())
+    {
+        options.insert("host-directory", Variant::from(own));
     }
     options
 }

@@ -48,17 +48,21 @@ pub fn stopped(world: &World, report: &mut Report) {
     let root = peers::root(world);
     let mut range = peers::crun(world, &root, true);
     let mut single = peers::crun(world, &root, false);
-    let [mut returned, mut gone, mut connected, mut with_range, mut with_one] = series();
+    let [mut returned, mut gone, mut with_range, mut with_one, mut alone, mut connected] = series();
     for _ in 0..STOPPED {
         let (until_returned, until_gone) = whole_life(world, "stopped");
         returned.add(until_returned);
         gone.add(until_gone);
         with_range.add(time(&mut range));
         with_one.add(time(&mut single));
+    }
+    // Apart from the peers: what the kernel clears away of a connected network goes on for long after its end.
+    for _ in 0..STOPPED {
+        alone.add(whole_life(world, "stopped").0);
         connected.add(whole_life(world, "connected").0);
     }
     report.ratio("exec, stopped: start, true, stop", &gone, "crun run, range of ids", &with_range, Some(1.0));
     report.ratio("the same", &gone, "crun run, one id", &with_one, None);
     report.ratio("the same, until exec returns", &returned, "crun run, range of ids", &with_range, None);
-    report.ratio("private network, until it returns", &connected, "the same without one", &returned, None);
+    report.ratio("private network, until it returns", &connected, "the same without one", &alone, None);
 }

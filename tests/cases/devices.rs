@@ -255,11 +255,12 @@ async fn a_device_that_is_not_the_one_that_was_judged() {
             std::os::unix::net::UnixListener::bind(directory.path().join("control")).expect("socket");
         let log = fs::File::create(directory.path().join("log")).expect("log");
         let (init, plan) = (init.try_clone().expect("copy").into(), plan(&root, number));
-        let prepared = async |_| Ok::<_, std::io::Error>(plan);
-        let started = spawner.start_init(&init, log.into(), vec![socket.into()], prepared).await;
+        let prepared = async |_| Ok::<_, std::io::Error>((plan, std::future::ready(Ok(()))));
+        let started: Result<serde_json::Value, _> =
+            spawner.start_init(&init, log.into(), vec![socket.into()], prepared).await;
         match started {
             // It ends by itself, unused.
-            Ok(()) => assert!(accepted, "another device was mounted"),
+            Ok(_) => assert!(accepted, "another device was mounted"),
             Err(StartError::Worker(error)) => {
                 assert!(!accepted && error.to_string().contains("swapped"), "{error}");
             }

@@ -12,6 +12,8 @@ fn sessions() {
     streams(world, &project);
     the_users_files(world, &project);
     what_is_inside(world);
+    where_one_begins(world, &project);
+    login_shells(world);
     several_at_once(world);
 }
 
@@ -109,4 +111,57 @@ fn several_at_once(world: &World) {
             assert_eq!(text(&output.stdout), format!("{round} {number}\n"), "{}", text(&output.stderr));
         }
     }
+}
+
+fn where_one_begins(world: &World, project: &Path) {
+    let home = text(&world.exec(&["sessions", "--", "sh", "-c", "echo $HOME"]).stdout).trim().to_owned();
+    let sub = project.join("sub/deeper");
+    let closed = project.join("closed");
+    for directory in [&sub, &closed] {
+        std::fs::create_dir_all(directory).expect("directory");
+    }
+    set_mode(&closed, 0o700);
+    let begins = |directory: &Path, more: &[&str]| {
+        let mut command = world.casemate(&["exec"]);
+        let output = command.args(more).args(["sessions", "--", "pwd"]).current_dir(directory).output();
+        let output = output.expect("casemate");
+        (text(&output.stdout).trim().to_owned(), output.status.code())
+    };
+    for (directory, more, expected) in [
+        (project, &[][..], "/workspace"),
+        (&sub, &[], "/workspace/sub/deeper"),
+        (&closed, &[], "/workspace/closed"),
+        // Root of the environment is not the user, who alone may enter.
+        (&closed, &["--root"], "/root"),
+        (Path::new("/usr"), &[], home.as_str()),
+        (&sub, &["--workdir", "/etc"], "/etc"),
+    ] {
+        let found = begins(directory, more);
+        assert_eq!(found, (expected.to_owned(), Some(0)), "{directory:?} {more:?}");
+    }
+    assert_eq!(begins(project, &["--workdir", "/nowhere"]).1, Some(125));
+}
+
+fn login_shells(world: &World) {
+    let run = |arguments: &[&str]| {
+        let output = world.exec(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let root = |script: &str| run(&["--root", "sessions", "--", "sh", "-c", script]);
+    root("echo 'export MARK=\"by profile\"' > /etc/profile.d/mark.sh");
+    let show = ["sh", "-c", "printf '%s|' \"$MARK\" \"$SHELL\" \"$@\"", "name", "a b", "$HOME", "\"'"];
+    assert_eq!(run(&[&["sessions", "--"], &show[..]].concat()), "|/bin/bash|a b|$HOME|\"'|");
+    let login = [&["--login", "sessions", "--"], &show[..]].concat();
+    assert_eq!(run(&login), "by profile|/bin/bash|a b|$HOME|\"'|");
+    let script = "echo $0 $MARK; exit 5".to_owned();
+    let shell = world.exec_with(&["--login", "sessions"], script.into_bytes());
+    assert_eq!((text(&shell.stdout), shell.status.code()), ("-bash by profile\n".into(), Some(5)));
+    // The environment's own passwd decides, and one that its root has spoiled locks nobody out.
+    let user = std::env::var("USER").expect("USER");
+    root(&format!("cp /etc/passwd /etc/kept && sed -i '/^{user}:/s:/bin/bash$:/bin/dash:' /etc/passwd"));
+    assert_eq!(run(&login), "by profile|/bin/dash|a b|$HOME|\"'|");
+    root("rm /etc/passwd && mkdir /etc/passwd");
+    assert_eq!(run(&login), "by profile|/bin/bash|a b|$HOME|\"'|");
+    root("rmdir /etc/passwd && mv /etc/kept /etc/passwd && rm /etc/profile.d/mark.sh");
 }

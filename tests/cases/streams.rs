@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Instant;
 
 use casemate_tests::processes::{marked, parent, status};
-use casemate_tests::{DEADLINE, World, soak, text, wait_for};
-use nix::pty::{Winsize, openpty};
+use casemate_tests::typist::Typist;
+use casemate_tests::{World, soak, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -75,82 +72,6 @@ fn a_gigabyte_passes_without_growth() {
     assert!(child.wait().expect("status").success());
 }
 
-/// A client in a terminal of its own, at which the test types.
-struct Typist {
-    child: Child,
-    master: File,
-    /// Another path to the client's terminal.
-    name: std::path::PathBuf,
-    printed: Receiver<Vec<u8>>,
-    seen: Vec<u8>,
-}
-
-impl Typist {
-    fn sit_down(world: &World, arguments: &[&str]) -> Self {
-        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = openpty(Some(&size), None).expect("pty");
-        let name = nix::unistd::ttyname(&pty.slave).expect("name");
-        let end = |slave: &OwnedFd| Stdio::from(slave.try_clone().expect("descriptor"));
-        let mut command = world.command("setsid");
-        command.args(["--ctty", "--wait"]).arg(world.casemate(&[]).get_program()).args(arguments);
-        command.env("TERM", "xterm").stdin(end(&pty.slave)).stdout(end(&pty.slave)).stderr(end(&pty.slave));
-        let child = command.spawn().expect("setsid");
-        let master = File::from(pty.master);
-        let mut reader = master.try_clone().expect("descriptor");
-        let (sender, printed) = channel();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            // EIO once the client, who alone holds the other end, is gone.
-            while let Ok(count @ 1..) = reader.read(&mut buffer) {
-                if sender.send(buffer[..count].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { child, master, name, printed, seen: Vec::new() }
-    }
-
-    fn types(&mut self, keys: &str) {
-        self.master.write_all(keys.as_bytes()).expect("typed");
-    }
-
-    /// Wait until this is printed; what came before it is forgotten.
-    fn sees(&mut self, what: &str) {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(at) = text(&self.seen).find(what) {
-                self.seen.drain(..at + what.len());
-                return;
-            }
-            match self.printed.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(more) => self.seen.extend(more),
-                Err(RecvTimeoutError::Timeout) => panic!("no {what:?} in {:?}", text(&self.seen)),
-                Err(RecvTimeoutError::Disconnected) => {
-                    let status = self.child.wait().expect("status");
-                    panic!("the client ended ({status}) without {what:?}: {:?}", text(&self.seen))
-                }
-            }
-        }
-    }
-
-    /// The rest of a line.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        while !line.ends_with('\n') {
-            if self.seen.is_empty() {
-                self.seen = self.printed.recv_timeout(DEADLINE).expect("the rest of a line");
-            }
-            line.push(char::from(self.seen.remove(0)));
-        }
-        line.trim_end().to_owned()
-    }
-
-    fn ends_with(mut self, code: i32) {
-        self.types(&format!("exit {code}\n"));
-        assert_eq!(self.child.wait().expect("status").code(), Some(code), "{:?}", text(&self.seen));
-    }
-}
-
 #[test]
 fn a_terminal_of_the_environments_own() {
     let (world, _) = World::shared_environment("terminal", "");
@@ -168,6 +89,12 @@ fn a_terminal_of_the_environments_own() {
     typist.types("echo tty=$(tty) owner=$(stat -c %U $(tty))\n");
     typist.sees("tty=/dev/pts/");
     typist.sees(&format!("owner={}", std::env::var("USER").expect("USER")));
+    // One session after the other, so there is one at a time.
+    typist.types("echo there: $(who | wc -l) $(who | awk '{print $1, \"/dev/\" $2}') and $(tty)\n");
+    typist.sees(&format!("there: 1 {} ", std::env::var("USER").expect("USER")));
+    let line = typist.line();
+    let (listed, own) = line.split_once(" and ").expect("both");
+    assert_eq!(listed, own);
     // ^C reaches the command, not the client.
     typist.types("sh -c 'echo ru\"\"ns; exec sleep 1000'\n");
     typist.sees("runs");
@@ -179,7 +106,37 @@ fn a_terminal_of_the_environments_own() {
     let mut root = Typist::sit_down(world, &["enter", "--root", "terminal"]);
     root.types("echo owner=$(stat -c %u $(tty)) id=$(id -u)\n");
     root.sees("owner=0 id=0");
+    root.types("echo there: $(who | awk '{print $1}')\n");
+    root.sees("there: root\r");
     root.ends_with(0);
+}
+
+/// Closed, or its client killed: the shell hears of it, tells its jobs, and nothing stays.
+#[test]
+fn a_window_that_closes() {
+    let (world, project) = World::shared_environment("window", "");
+    let sessions = || {
+        let shown = world.run(&["show", "window"]);
+        shown.lines().find_map(|line| line.strip_prefix("sessions")).expect("sessions").trim().to_owned()
+    };
+    for way in ["closed", "killed"] {
+        let mut typist = Typist::sit_down(world, &["enter", "window"]);
+        let job = format!(
+            "sh -c 'trap \"touch /workspace/{way}; exit\" HUP; echo ru\"\"ns; while :; do sleep 0.1; done'\n"
+        );
+        typist.types(&job);
+        typist.sees("runs");
+        let mut child = match way {
+            "closed" => typist.leaves(),
+            _ => {
+                signal(&typist.child, Signal::SIGKILL);
+                typist.child
+            }
+        };
+        child.wait().expect("status");
+        wait_for("the job's end", || project.join(way).exists());
+        wait_for("the session's end", || sessions() == "0");
+    }
 }
 
 /// Text typed before the shell reads, or before the client has its terminal in raw mode, arrives all the same.

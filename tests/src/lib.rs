@@ -6,6 +6,7 @@ pub mod escapes;
 pub mod mirror;
 pub mod misdeeds;
 pub mod processes;
+pub mod typist;
 pub mod workers;
 
 use std::fs;

@@ -11,7 +11,7 @@ pub struct Exec {
     /// Run as the environment's root
     #[arg(long)]
     root: bool,
-    /// Directory inside [default: the home]
+    /// Directory inside [default: ours, where it is mounted, else the home]
     #[arg(long, short)]
     workdir: Option<String>,
     /// Variable, NAME=VALUE, or NAME for our own value
@@ -20,7 +20,10 @@ pub struct Exec {
     /// Open a terminal of the environment
     #[arg(long, short)]
     terminal: bool,
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// By the user's login shell
+    #[arg(long, short)]
+    login: bool,
+    #[arg(required_unless_present = "login", trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 
@@ -30,6 +33,7 @@ pub async fn run(exec: Exec) -> Result<u8, Failure> {
         command: exec.command,
         root: exec.root,
         directory: exec.workdir,
+        login: exec.login,
         variables: exec.variables,
     };
     match exec.terminal {

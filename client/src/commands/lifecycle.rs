@@ -24,11 +24,16 @@ pub async fn start(selector: &str, unenforced_limits: bool) -> Result<u8, Failur
     Ok(0)
 }
 
-pub async fn restart(selector: &str, seconds: u64, unenforced_limits: bool) -> Result<u8, Failure> {
+/// In milliseconds, as the bus has it.
+fn timeout(seconds: Option<u64>) -> Option<Variant<'static>> {
+    seconds.map(|seconds| Variant::from(seconds.saturating_mul(1_000)))
+}
+
+pub async fn restart(selector: &str, seconds: Option<u64>, unenforced_limits: bool) -> Result<u8, Failure> {
     let connection = connect().await?;
-    let (timeout, unenforced) =
-        (Variant::from(seconds.saturating_mul(1_000)), Variant::from(unenforced_limits));
-    let options = HashMap::from([("timeout", &timeout), ("unenforced-limits", &unenforced)]);
+    let (timeout, unenforced) = (timeout(seconds), Variant::from(unenforced_limits));
+    let mut options = HashMap::from([("unenforced-limits", &unenforced)]);
+    options.extend(timeout.as_ref().map(|timeout| ("timeout", timeout)));
     let job = environment(&connection, selector).await?.restart(options).await?;
     warn_of_unenforced(&follow(&connection, &job).await?);
     Ok(0)
@@ -45,10 +50,11 @@ pub async fn pause(selector: &str, on: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-pub async fn stop(selector: &str, seconds: u64) -> Result<u8, Failure> {
+pub async fn stop(selector: &str, seconds: Option<u64>) -> Result<u8, Failure> {
     let connection = connect().await?;
-    let timeout = Variant::from(seconds.saturating_mul(1_000));
-    let job = environment(&connection, selector).await?.stop(HashMap::from([("timeout", &timeout)])).await?;
+    let timeout = timeout(seconds);
+    let options = timeout.as_ref().map(|timeout| ("timeout", timeout)).into_iter().collect();
+    let job = environment(&connection, selector).await?.stop(options).await?;
     follow(&connection, &job).await?;
     Ok(0)
 }

@@ -9,6 +9,7 @@ pub mod kill;
 pub mod lifecycle;
 pub mod limits;
 pub mod list;
+pub mod logs;
 pub mod release;
 pub mod show;
 pub mod stats;

@@ -54,6 +54,10 @@ pub struct Shown {
     pub unenforced_limits: Vec<String>,
     /// Processes killed for want of memory since it was started last.
     pub oom_kills: u64,
+    /// What it runs itself while it is started.
+    pub command: Vec<String>,
+    /// `starting`, `healthy`, `unhealthy`; empty where there is no check.
+    pub health: String,
     /// -1 where none is known.
     pub last_exit_code: i32,
     /// Devices of the host that are granted.
@@ -94,6 +98,8 @@ impl Shown {
                 .collect(),
             unenforced_limits: get(properties, "UnenforcedLimits"),
             oom_kills: get(properties, "OomKills"),
+            command: get(properties, "Command"),
+            health: get(properties, "Health"),
             last_exit_code: get(properties, "LastExitCode"),
             devices: get(properties, "Devices"),
             sockets: get(properties, "Sockets"),
@@ -127,6 +133,12 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
     ] {
         say!("{name:9} {}", printable(&value));
     }
+    if !shown.command.is_empty() {
+        say!("{:9} {}", "command", printable(&shown.command.join(" ")));
+    }
+    if !shown.health.is_empty() {
+        say!("{:9} {}", "health", printable(&shown.health));
+    }
     for port in &shown.ports {
         say!("{:9} {}", "port", printable(port));
     }
@@ -134,10 +146,10 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
         say!("{:9} {}", "allow", printable(destination));
     }
     for device in &shown.devices {
-        println!("{:9} {}", "device", printable(device));
+        say!("{:9} {}", "device", printable(device));
     }
     for socket in &shown.sockets {
-        println!("{:9} {}", "socket", printable(socket));
+        say!("{:9} {}", "socket", printable(socket));
     }
     for (key, value) in &shown.limits {
         let unenforced = if shown.unenforced_limits.contains(key) { " (not enforced)" } else { "" };

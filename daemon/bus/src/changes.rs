@@ -212,6 +212,8 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
         ("Sessions", Variant::from(info.sessions)),
         ("Limits", Variant::from(limits)),
         ("UnenforcedLimits", Variant::from(info.unenforced_limits)),
+        ("Command", Variant::from(info.command)),
+        ("Health", Variant::from(info.health)),
         ("OomKills", Variant::from(info.oom_kills)),
         ("LastExitCode", Variant::from(info.last_exit_code)),
     ]);

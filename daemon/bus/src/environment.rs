@@ -18,7 +18,6 @@ use crate::convert::{Options, error, known, option};
 
 /// Most bytes of a command line: what fits into one packet to init, less variables.
 const COMMAND_MAX: usize = 96 << 10;
-const STOP: u64 = 10_000;
 
 pub struct Environment {
     pub context: Context,
@@ -52,25 +51,39 @@ fn judge_status(descriptor: impl AsFd) -> Result<(), Error> {
 struct Asked {
     root: bool,
     directory: Option<String>,
+    host_directory: Option<String>,
+    login: bool,
     variables: Vec<(String, String)>,
 }
 
 fn asked(command: &[String], options: &Options) -> Result<Asked, Error> {
-    known(options, &["root", "directory", "variables"])?;
+    known(options, &["root", "directory", "host-directory", "login", "variables"])?;
     if command.iter().map(|word| word.len() + 1).sum::<usize>() > COMMAND_MAX {
         return Err(Error::InvalidArgument(format!("the command line is longer than {COMMAND_MAX} bytes")));
     }
     if command.iter().any(|word| word.contains('\0')) {
         return Err(Error::InvalidArgument("the command line holds a NUL".into()));
     }
-    let directory: Option<String> = option(options, "directory")?;
-    if directory.as_ref().is_some_and(|directory| !directory.starts_with('/')) {
-        return Err(Error::InvalidArgument("directory is not an absolute path".into()));
-    }
+    let path = |name: &str| match option::<String>(options, name)? {
+        Some(path) if !path.starts_with('/') => {
+            Err(Error::InvalidArgument(format!("{name} is not an absolute path")))
+        }
+        path => Ok(path),
+    };
+    let (directory, host_directory) = (path("directory")?, path("host-directory")?);
     let variables: HashMap<String, String> = option(options, "variables")?.unwrap_or_default();
     let mut variables: Vec<_> = variables.into_iter().collect();
     variables.sort();
-    Ok(Asked { root: option(options, "root")?.unwrap_or(false), directory, variables })
+    let flag = |name: &str| Ok::<_, Error>(option(options, name)?.unwrap_or(false));
+    Ok(Asked { root: flag("root")?, directory, host_directory, login: flag("login")?, variables })
+}
+
+impl Asked {
+    fn request(self, command: Vec<String>, streams: Streams, status: OwnedFd) -> ExecRequest {
+        let Self { root, directory, host_directory, login, variables } = self;
+        let status = status.into();
+        ExecRequest { command, streams, status, root, directory, host_directory, login, variables }
+    }
 }
 
 impl Environment {
@@ -102,8 +115,8 @@ impl Environment {
     ) -> Result<(OwnedObjectPath, OwnedFd), Error> {
         let engine = &self.context.engine;
         let caller = Callers::caller(&header)?;
-        let Asked { root, directory, variables } = asked(&command, &options)?;
-        if command.is_empty() {
+        let asked = asked(&command, &options)?;
+        if command.is_empty() && !asked.login {
             return Err(Error::InvalidArgument("the command is empty".into()));
         }
         judge_stream("input", &input)?;
@@ -111,7 +124,7 @@ impl Environment {
         judge_stream("error", &error)?;
         judge_status(&status)?;
         let streams = Streams::Given { input: input.into(), output: output.into(), error: error.into() };
-        let request = ExecRequest { command, streams, status: status.into(), root, directory, variables };
+        let request = asked.request(command, streams, status);
         let started = engine.exec(&caller, &self.id, request).await.map_err(crate::convert::error)?;
         Ok((process_path(&started.process.0, started.process.1), started.pidfd.into()))
     }
@@ -128,10 +141,10 @@ impl Environment {
     ) -> Result<(OwnedObjectPath, OwnedFd, OwnedFd), Error> {
         let engine = &self.context.engine;
         let caller = Callers::caller(&header)?;
-        let Asked { root, directory, variables } = asked(&command, &options)?;
+        let asked = asked(&command, &options)?;
         judge_status(&status)?;
         let streams = Streams::Terminal { rows, columns };
-        let request = ExecRequest { command, streams, status: status.into(), root, directory, variables };
+        let request = asked.request(command, streams, status);
         let started = engine.exec(&caller, &self.id, request).await.map_err(error)?;
         let terminal =
             started.terminal.ok_or_else(|| Error::SandboxFailed("init sent no terminal".into()))?;
@@ -161,7 +174,7 @@ impl Environment {
         let engine = &self.context.engine;
         let caller = Callers::caller(&header)?;
         known(&options, &["timeout", "unenforced-limits"])?;
-        let timeout = Duration::from_millis(option(&options, "timeout")?.unwrap_or(STOP));
+        let timeout = option(&options, "timeout")?.map(Duration::from_millis);
         let unenforced_limits = option(&options, "unenforced-limits")?.unwrap_or(false);
         let started = engine.restart(&caller, &self.id, timeout, unenforced_limits);
         job_started(connection, &self.context, started).await
@@ -228,7 +241,7 @@ impl Environment {
         let engine = &self.context.engine;
         let caller = Callers::caller(&header)?;
         known(&options, &["timeout"])?;
-        let timeout = Duration::from_millis(option(&options, "timeout")?.unwrap_or(STOP));
+        let timeout = option(&options, "timeout")?.map(Duration::from_millis);
         job_started(connection, &self.context, engine.stop(&caller, &self.id, timeout)).await
     }
 
@@ -243,6 +256,11 @@ impl Environment {
         known(&options, &["force"])?;
         let force = option(&options, "force")?.unwrap_or(false);
         job_started(connection, &self.context, engine.destroy(&caller, &self.id, force)).await
+    }
+
+    async fn open_log(&self, options: Options) -> Result<OwnedFd, Error> {
+        known(&options, &[])?;
+        self.context.engine.log(&self.id).map(OwnedFd::from).map_err(error)
     }
 
     async fn get_lock(&self, options: Options) -> Result<String, Error> {
@@ -343,6 +361,16 @@ impl Environment {
     #[zbus(property)]
     fn oom_kills(&self) -> fdo::Result<u64> {
         Ok(self.info()?.oom_kills)
+    }
+
+    #[zbus(property)]
+    fn command(&self) -> fdo::Result<Vec<String>> {
+        Ok(self.info()?.command)
+    }
+
+    #[zbus(property)]
+    fn health(&self) -> fdo::Result<String> {
+        Ok(self.info()?.health)
     }
 
     #[zbus(property)]

@@ -96,6 +96,7 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         }),
         cache: variable("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache")).join("casemate"),
         runtime: runtime.join("casemate"),
+        state: variable("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state")).join("casemate"),
         configuration: vec![configuration, PathBuf::from("/etc/casemate"), data],
         libexec: options.libexec.clone().unwrap_or(own),
         https_proxy: text(&["https_proxy", "HTTPS_PROXY"]),

@@ -109,11 +109,11 @@ impl Manager {
 
     async fn list_environments(&self, options: Options) -> Result<Vec<Listed>, Error> {
         known(&options, &[])?;
-        let mut environments = self.0.engine.environments();
+        let mut environments = self.0.engine.listed();
         environments.sort_by(|a, b| a.name.cmp(&b.name));
-        let listed = environments.into_iter().map(|info| {
-            let path = environment_path(&info.id);
-            (path, info.name, info.id, info.state.to_string(), info.release, info.network, info.sessions)
+        let listed = environments.into_iter().map(|one| {
+            let path = environment_path(&one.id);
+            (path, one.name, one.id, one.state.to_string(), one.release, one.network, one.sessions)
         });
         Ok(listed.collect())
     }

@@ -15,6 +15,8 @@ pub struct Settings {
     pub cache: PathBuf,
     /// `$XDG_RUNTIME_DIR/casemate`
     pub runtime: PathBuf,
+    /// `$XDG_STATE_HOME/casemate`: logs.
+    pub state: PathBuf,
     /// Configuration, first match wins for files, `sources.d/` is united: the user's, `/etc`'s, `/usr/share`'s.
     pub configuration: Vec<PathBuf>,
     /// Workers and init.
@@ -143,8 +145,23 @@ pub struct EnvironmentInfo {
     pub unenforced_limits: Vec<String>,
     /// Processes that were killed for want of memory since it was started last.
     pub oom_kills: u64,
+    /// What it runs itself while it is started; empty for nothing.
+    pub command: Vec<String>,
+    /// `starting`, `healthy`, `unhealthy`; empty where there is no check, or it does not run.
+    pub health: String,
     /// Of the session that ended last, 128+n where a signal ended it; -1 where none has since this daemon runs.
     pub last_exit_code: i32,
+}
+
+/// An [`EnvironmentInfo`] in short.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listed {
+    pub id: String,
+    pub name: String,
+    pub state: State,
+    pub release: String,
+    pub network: String,
+    pub sessions: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,8 +240,12 @@ pub struct ExecRequest {
     pub status: OwnedFd,
     /// Run as the environment's root.
     pub root: bool,
-    /// Inside; the user's home where `None`.
+    /// Inside; where `None`, what `host_directory` is inside, else the user's home.
     pub directory: Option<String>,
+    /// The caller's working directory.
+    pub host_directory: Option<String>,
+    /// By the user's login shell; with an empty command that shell itself.
+    pub login: bool,
     /// The calling client's `TERM`, `LANG`, … and what it adds by hand; judged by policy.
     pub variables: Vec<(String, String)>,
 }

@@ -101,7 +101,7 @@ impl Control {
         Ok(Peer { pid: credentials.pid })
     }
 
-    async fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
+    pub async fn send(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
         let bytes = serde_json::to_vec(request).map_err(|error| ControlError::Nonsense(error.to_string()))?;
         if bytes.len() > PACKET_MAX {
             return Err(ControlError::TooLong(bytes.len()));
@@ -184,11 +184,18 @@ impl Control {
         }
     }
 
-    /// The same, however long it takes: an init that is frozen answers when it is thawed.
-    pub async fn ask_in_its_time(&self, request: &Request) -> Result<Reply, ControlError> {
-        self.send(request, &[]).await?;
+    /// The answer to a request that was only sent, however long it takes.
+    pub async fn reply(&self) -> Result<Reply, ControlError> {
         let (bytes, _) = self.receive().await?;
         parse(&bytes)
+    }
+
+    /// Whether the other end is.
+    pub fn is_closed(&self) -> Result<bool, ControlError> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut ready = [PollFd::new(self.socket.get_ref(), PollFlags::empty())];
+        poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        Ok(!ready[0].revents().is_empty())
     }
 
     /// The next notice after [`Request::Watch`]; [`ControlError::Closed`] when init is gone.

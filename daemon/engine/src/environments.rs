@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use casemate_sandbox::control::{Notice, Reply, Request};
-use casemate_sandbox::plan::{Account, File as PlanFile, Network, Plan, Root};
+use casemate_sandbox::control::{HealthState, Notice, Reply, Request};
+use casemate_sandbox::plan::{Account, File as PlanFile, Network, Plan, Root, Source, Sudo};
 use casemate_store::{Digest, Id};
 use casemate_worker::protocol::TreeRequest;
 
@@ -17,7 +17,8 @@ use crate::control::ControlError;
 use crate::error::Error;
 use crate::jobs::{Job, now};
 use crate::records::EnvironmentRecord;
-use crate::sandboxes::{self, Sandbox};
+use crate::releases::blocking;
+use crate::sandboxes::{self, Birth, Prepared, Sandbox};
 use crate::state::{Step, step};
 use crate::{Inner, configuration, mounts};
 
@@ -29,17 +30,38 @@ pub(crate) struct Environment {
     /// Since it was started last.
     pub oom_kills: u64,
     pub last_exit_code: i32,
+    pub health: HealthState,
 }
 
 impl Environment {
     pub fn new(record: EnvironmentRecord) -> Self {
-        Self { record, sandbox: None, sessions: BTreeMap::new(), oom_kills: 0, last_exit_code: -1 }
+        Self {
+            record,
+            sandbox: None,
+            sessions: BTreeMap::new(),
+            oom_kills: 0,
+            last_exit_code: -1,
+            health: HealthState::Unknown,
+        }
     }
 
     /// Whether it is about to stop by itself, since the last session has ended.
     pub fn is_ending(&self) -> bool {
         let lingers = |sandbox: &Arc<Sandbox>| sandbox.linger.load(Ordering::Relaxed);
         self.sessions.is_empty() && self.sandbox.as_ref().is_some_and(|sandbox| !lingers(sandbox))
+    }
+
+    pub fn health(&self) -> &'static str {
+        match self.health {
+            HealthState::Unknown => "",
+            HealthState::Starting => "starting",
+            HealthState::Healthy => "healthy",
+            HealthState::Unhealthy => "unhealthy",
+        }
+    }
+
+    pub fn sessions(&self) -> u32 {
+        u32::try_from(self.sessions.len()).unwrap_or(u32::MAX)
     }
 
     pub fn state(&self) -> State {
@@ -79,14 +101,18 @@ impl Inner {
     }
 
     /// Lowers of a stack, each listing checked against its name.
-    pub(crate) fn lowers(&self, layers: &[Digest]) -> Result<Vec<casemate_sandbox::plan::Source>, Error> {
-        layers
-            .iter()
-            .map(|digest| {
-                self.store.check_listing(digest)?;
-                mounts::own_source(&self.store.layer_path(digest).join("tree"))
-            })
-            .collect()
+    pub(crate) fn lowers(&self, layers: &[Digest]) -> Result<Vec<Source>, Error> {
+        self.check_listings(layers)?;
+        self.unchecked_lowers(layers)
+    }
+
+    fn unchecked_lowers(&self, layers: &[Digest]) -> Result<Vec<Source>, Error> {
+        let trees = layers.iter().map(|digest| self.store.layer_path(digest).join("tree"));
+        trees.map(|tree| mounts::own_source(&tree)).collect()
+    }
+
+    fn check_listings(&self, layers: &[Digest]) -> Result<(), Error> {
+        layers.iter().try_for_each(|digest| Ok(self.store.check_listing(digest)?))
     }
 
     pub(crate) fn account(&self, layers: &[Digest]) -> Account {
@@ -159,7 +185,7 @@ impl Inner {
         }
         let network = self.plan_network(&record)?;
         let upper = self.store.upper_path(&record.upper);
-        let plan = || {
+        let plan = || -> Result<Plan, Error> {
             let mut mounts: Vec<_> = self
                 .with_judge(|judge| record.mounts.iter().map(|mount| mounts::plan(judge, mount)).collect())?;
             let (grants, more) = self.with_judge(|judge| {
@@ -173,7 +199,7 @@ impl Inner {
                 id: id.to_string(),
                 hostname: record.name.clone(),
                 root: Root::Overlay {
-                    lowers: self.lowers(&record.layers)?,
+                    lowers: self.unchecked_lowers(&record.layers)?,
                     upper: mounts::own_source(&upper.join("upper"))?,
                     work: mounts::own_source(&upper.join("work"))?,
                 },
@@ -184,8 +210,15 @@ impl Inner {
                 network,
                 mounts,
                 grants,
+                sudo: Some(Sudo {
+                    program: mounts::own_source(&self.settings.libexec.join("casemate-sudo"))?,
+                    granted: record.sudo,
+                }),
                 deny_unix_sockets: false,
                 linger,
+                service: self.plan_service(&record)?,
+                stop_signal: record.stop.signal,
+                stop_timeout: record.stop.timeout,
                 born_in_group: false,
             })
         };
@@ -198,10 +231,15 @@ impl Inner {
             if let (Some(scope), None) = (&scope, &group) {
                 self.cgroups.create(scope, process).await.map_err(no_group)?;
             }
-            plan()
+            // Hashing takes as long as the mounts, so both are done at once.
+            let (engine, layers) = (Arc::clone(self), record.layers.clone());
+            let meanwhile = Box::pin(blocking(move || engine.check_listings(&layers)));
+            Ok(Prepared { plan: plan()?, meanwhile })
         };
         let key = id.to_string();
-        let started = sandboxes::start(&self.workers, &key, &directory, &record.name, born_in, prepare).await;
+        let log = record.service.as_ref().map(|_| self.open_log(id)).transpose()?;
+        let birth = Birth { born_in, log };
+        let started = sandboxes::start(&self.workers, &key, &directory, &record.name, birth, prepare).await;
         if let (Err(_), Some(group)) = (&started, &group)
             && let Err(error) = self.cgroups.remove(group).await
         {
@@ -242,11 +280,12 @@ impl Inner {
     /// Until init is gone.
     async fn follow_notices(&self, id: &Id, sandbox: &Sandbox) {
         let result: Result<(), ControlError> = async {
-            if !sandbox.watched.swap(true, Ordering::Relaxed) {
-                if let Reply::Hello { linger, .. } = sandbox.watch.ask_in_its_time(&Request::Hello).await? {
+            for _ in 0..sandbox.owed.swap(0, Ordering::Relaxed) {
+                // However long it takes: an init that is frozen answers when it is thawed.
+                if let Reply::Hello { linger, version, .. } = sandbox.watch.reply().await? {
                     sandbox.linger.store(linger, Ordering::Relaxed);
+                    sandbox.protocol.store(version, Ordering::Relaxed);
                 }
-                sandbox.watch.ask_in_its_time(&Request::Watch).await?;
             }
             loop {
                 self.noticed(id, sandbox.watch.notice().await?);
@@ -278,6 +317,17 @@ impl Inner {
                 if matches!(added, Ok(true)) {
                     self.tell(Change::ProcessAdded((key.clone(), session)));
                     self.tell(Change::EnvironmentChanged(key));
+                }
+            }
+            Notice::Health { state } => {
+                if self.with_environment(id, |environment| environment.health = state).is_ok() {
+                    self.tell(Change::EnvironmentChanged(key));
+                }
+            }
+            Notice::Linger { on } => {
+                let sandbox = self.with_environment(id, |environment| environment.sandbox.clone());
+                if let Ok(Some(sandbox)) = sandbox {
+                    sandbox.linger.store(on, Ordering::Relaxed);
                 }
             }
             Notice::Ended { session, status } => {
@@ -320,6 +370,7 @@ impl Inner {
                 return None;
             }
             environment.sandbox = None;
+            environment.health = HealthState::Unknown;
             if !environment.sessions.is_empty() {
                 environment.last_exit_code = 128 + 9;
             }
@@ -365,7 +416,7 @@ impl Inner {
         self: Arc<Self>,
         job: Job,
         id: Id,
-        timeout: Duration,
+        timeout: Option<Duration>,
         unenforced_limits: bool,
     ) -> Result<Vec<(String, String)>, Error> {
         let (name, state) =
@@ -380,22 +431,24 @@ impl Inner {
         self: Arc<Self>,
         job: Job,
         id: Id,
-        timeout: Duration,
+        timeout: Option<Duration>,
     ) -> Result<Vec<(String, String)>, Error> {
         job.stage("stopping");
         self.end(&id, timeout).await?;
         Ok(vec![("environment".into(), id.to_string())])
     }
 
-    async fn end(&self, id: &Id, timeout: Duration) -> Result<(), Error> {
+    /// Without a timeout it is the manifest's.
+    async fn end(&self, id: &Id, timeout: Option<Duration>) -> Result<(), Error> {
         let gate = self.gate(id);
         let _one_at_a_time = gate.lock().await;
-        let (name, state, sandbox) = self.with_environment(id, |environment| {
-            (environment.record.name.clone(), environment.state(), environment.sandbox.clone())
+        let (name, state, sandbox, usual) = self.with_environment(id, |environment| {
+            let record = &environment.record;
+            (record.name.clone(), environment.state(), environment.sandbox.clone(), record.stop.timeout)
         })?;
         step(&name, state, Step::Stop)?;
         if let Some(sandbox) = sandbox {
-            sandbox.stop(timeout).await;
+            sandbox.stop(timeout.unwrap_or(Duration::from_secs(usual))).await;
             self.ended(id, &sandbox).await?;
             // Whoever saw it end first may still be at it.
             self.clear_group(&sandbox).await;
@@ -435,6 +488,7 @@ impl Inner {
         }
         self.store.environments::<Id, EnvironmentRecord>().remove(&id)?;
         self.forget_environment(&id);
+        self.remove_log(&id)?;
         let paths = vec![casemate_store::upper(&record.upper)];
         self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await?;
         self.drop_layers(&record.layers).await?;

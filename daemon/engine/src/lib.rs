@@ -26,6 +26,7 @@ mod records;
 mod recovery;
 mod releases;
 mod sandboxes;
+mod services;
 mod sessions;
 mod sockets;
 mod state;
@@ -307,13 +308,15 @@ impl Engine {
             id_mode: self.id_mode(),
             created_at: record.created_at,
             built_at: record.built_at,
-            sessions: u32::try_from(environment.sessions.len()).unwrap_or(u32::MAX),
+            sessions: environment.sessions(),
             limits: record.limits,
             unenforced_limits: match &environment.sandbox {
                 Some(sandbox) => sandbox.unenforced(),
                 None => self.inner.cgroups.unmet(&record.limits).map_or_else(Vec::new, |unmet| unmet.keys),
             },
             oom_kills: environment.oom_kills,
+            command: record.service.as_ref().map_or_else(Vec::new, |service| service.command.0.clone()),
+            health: environment.health().to_owned(),
             last_exit_code: environment.last_exit_code,
         }
     }
@@ -322,6 +325,24 @@ impl Engine {
         let tables = self.inner.tables();
         let sound = tables.environments.iter().map(|(id, environment)| self.info(id, environment));
         let damaged = tables.damage.environments.keys().map(|id| self.damaged(id));
+        sound.chain(damaged).collect()
+    }
+
+    /// The same in short, for lists of many.
+    pub fn listed(&self) -> Vec<Listed> {
+        let tables = self.inner.tables();
+        let sound = tables.environments.iter().map(|(id, environment)| Listed {
+            id: id.to_string(),
+            name: environment.record.name.clone(),
+            state: environment.state(),
+            release: environment.record.release.clone(),
+            network: environment.record.network.clone(),
+            sessions: environment.sessions(),
+        });
+        let damaged = tables.damage.environments.keys().map(|id| {
+            let EnvironmentInfo { id, name, state, .. } = self.damaged(id);
+            Listed { id, name, state, ..Listed::default() }
+        });
         sound.chain(damaged).collect()
     }
 
@@ -451,7 +472,7 @@ impl Engine {
         })
     }
 
-    pub fn stop(&self, caller: &Caller, id: &str, timeout: Duration) -> Result<JobId, Error> {
+    pub fn stop(&self, caller: &Caller, id: &str, timeout: Option<Duration>) -> Result<JobId, Error> {
         let (id, name) = self.named(id)?;
         let inner = Arc::clone(&self.inner);
         self.inner.jobs.start(caller, "stop", &name, vec![environment_claim(&name)], move |job| {
@@ -463,7 +484,7 @@ impl Engine {
         &self,
         caller: &Caller,
         id: &str,
-        timeout: Duration,
+        timeout: Option<Duration>,
         unenforced_limits: bool,
     ) -> Result<JobId, Error> {
         let (id, name) = self.stepped(id, state::Step::Restart)?;
@@ -624,6 +645,7 @@ impl Inner {
             }
             self.store.environments::<Id, EnvironmentRecord>().remove(&id)?;
             self.forget_environment(&id);
+            self.remove_log(&id)?;
         }
         let damaged: Vec<Id> = self.tables().damage.environments.keys().copied().collect();
         for id in damaged {

@@ -119,7 +119,7 @@ impl Inner {
         signal: i32,
     ) -> Result<Vec<(String, String)>, Error> {
         if signal == rustix::process::Signal::KILL.as_raw() {
-            return self.stop(job, id, Duration::ZERO).await;
+            return self.stop(job, id, Some(Duration::ZERO)).await;
         }
         job.stage("sending a signal");
         let (name, sandbox) = self.running(&id, Step::Signal)?;

@@ -112,8 +112,16 @@ pub struct EnvironmentRecord {
     pub devices: Vec<String>,
     #[serde(default)]
     pub sockets: Vec<String>,
+    /// Whether `sudo` inside is granted.
+    #[serde(default)]
+    pub sudo: bool,
     #[serde(default)]
     pub variables: BTreeMap<String, String>,
+    /// What it runs itself while it is started.
+    #[serde(default)]
+    pub service: Option<casemate_manifest::Service>,
+    #[serde(default)]
+    pub stop: casemate_manifest::Stop,
     /// The manifest's, or what they were changed to since.
     #[serde(default)]
     pub limits: ResourceLimits,

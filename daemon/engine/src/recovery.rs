@@ -134,7 +134,7 @@ impl Inner {
                 self.with_environment(&id, |environment| (id, environment.record.name.clone())).ok()
             });
             let label = environment.as_ref().map_or(name, |(_, label)| label.as_str());
-            let contact = match sandboxes::Sandbox::contact_frozen(&directory, name, label) {
+            let contact = match sandboxes::Sandbox::contact_frozen(&directory, name, label).await {
                 Ok(None) => sandboxes::Sandbox::contact(&directory, name, label).await,
                 Ok(Some(frozen)) => Ok(frozen),
                 Err(error) => Err(error),
@@ -163,7 +163,7 @@ impl Inner {
     pub(crate) async fn give_up_environment(&self, id: &Id) -> Result<(), Error> {
         let key = id.to_string();
         let directory = self.settings.runtime.join(&key);
-        let contact = match sandboxes::Sandbox::contact_frozen(&directory, &key, &key) {
+        let contact = match sandboxes::Sandbox::contact_frozen(&directory, &key, &key).await {
             Ok(None) => sandboxes::Sandbox::contact(&directory, &key, &key).await.ok(),
             found => found.ok().flatten(),
         };
@@ -174,6 +174,6 @@ impl Inner {
         self.store.environments::<Id, EnvironmentRecord>().remove(id)?;
         self.tables().damage.environments.remove(id);
         self.forget_environment(id);
-        Ok(())
+        self.remove_log(id)
     }
 }

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use casemate_sandbox::control::{Exec, ExitStatus, Reply, Request};
-use casemate_sandbox::plan::Plan;
+use casemate_sandbox::control::{Exec, ExitStatus, Ready, Reply, Request};
+use casemate_sandbox::plan::{OLDEST, Plan, VERSION};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
@@ -35,13 +36,15 @@ pub struct Sandbox {
     pub watch: Control,
     pub pidfd: OwnedFd,
     pub linger: AtomicBool,
+    /// The version that its init speaks; of one that is frozen the oldest, until it tells.
+    pub protocol: AtomicU32,
     /// nsfs inode numbers of the outer and inner user namespace.
     pub user_namespaces: [u64; 2],
     /// `None` where there are no control groups, and for throwaway sandboxes.
     pub group: Option<Group>,
     pub paused: AtomicBool,
-    /// Whether `watch` is a stream of notices already: a frozen init could not yet be asked.
-    pub watched: AtomicBool,
+    /// Answers that come on `watch` before it is a stream of notices.
+    pub owed: AtomicUsize,
     /// Limits that were asked for and are not in force.
     pub unenforced: std::sync::Mutex<Vec<String>>,
 }
@@ -103,64 +106,112 @@ fn identity(pid: Pid) -> Result<Identity, Error> {
     Ok(Identity { pid: pid.as_raw_nonzero().get(), start_time, boot_id })
 }
 
+/// The init at the other end, held.
+fn peer(control: &Control, name: &str) -> Result<(Pid, OwnedFd), Error> {
+    let pid = control.peer().map_err(sandbox_error(name))?.pid;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|errno| {
+        let message = format!("its init {} is gone: {errno}", pid.as_raw_nonzero());
+        Error::Sandbox { name: name.to_owned(), message }
+    })?;
+    Ok((pid, pidfd))
+}
+
+fn remember(directory: &Path, is: Identity, user_namespaces: [u64; 2]) -> Result<(), Error> {
+    let recorded = directory.join(STATE_FILE);
+    let Identity { pid, start_time, boot_id } = is;
+    let text = toml::to_string(&Remembered { pid, start_time, boot_id, user_namespaces })
+        .map_err(|error| Error::Argument(format!("{}: {error}", recorded.display())))?;
+    // Whole or not at all: half a file would make the next daemon take a running init for a stranger.
+    let beside = directory.join("state.new");
+    std::fs::write(&beside, text).map_err(Error::io("write", &beside))?;
+    std::fs::rename(&beside, &recorded).map_err(Error::io("write", &recorded))
+}
+
 impl Sandbox {
     /// Take up contact with the init whose socket is in `directory`. `id` is whom it must say it is.
     pub async fn contact(directory: &Path, id: &str, name: &str) -> Result<Self, Error> {
         let failed = sandbox_error(name);
         let path = directory.join("control");
         let mut control = Control::connect(&path).map_err(&failed)?;
-        let peer = control.peer().map_err(&failed)?;
-        let wrong = |message: String| Error::Sandbox { name: name.to_owned(), message };
-        let pidfd = rustix::process::pidfd_open(peer.pid, PidfdFlags::empty())
-            .map_err(|errno| wrong(format!("its init {} is gone: {errno}", peer.pid.as_raw_nonzero())))?;
+        let (peer, pidfd) = peer(&control, name)?;
         // Both at once: init answers in one turn of its loop.
         let mut watch = Control::connect(&path).map_err(&failed)?;
         let (greeted, watched) =
             tokio::join!(control.ask(&Request::Hello, &[]), watch.ask(&Request::Watch, &[]));
         let (reply, _) = greeted.map_err(&failed)?;
         watched.map_err(&failed)?;
-        let Reply::Hello { id: found, linger, outer_user_namespace, inner_user_namespace, .. } = reply else {
+        let wrong = |message: String| Error::Sandbox { name: name.to_owned(), message };
+        let Reply::Hello { id: found, version, linger, outer_user_namespace, inner_user_namespace, .. } =
+            reply
+        else {
             return Err(wrong("init gave no greeting".to_owned()));
         };
         if found != id {
             return Err(wrong(format!("another environment, {found:?}, answers on its socket")));
         }
         // Init answered after the pidfd was opened, so the pid was not used again in between.
-        let is = identity(peer.pid)?;
+        let is = identity(peer)?;
         let user_namespaces = [outer_user_namespace, inner_user_namespace];
-        let recorded = directory.join(STATE_FILE);
-        match Remembered::read(&recorded, name)?.map(|was| was.identity()) {
+        match Remembered::read(&directory.join(STATE_FILE), name)?.map(|was| was.identity()) {
             Some(was) if was != is => {
                 return Err(wrong(format!("{was:?} is on record, {is:?} answers")));
             }
             Some(_) => {}
-            // It is new, or the daemon that started it died before it wrote this down.
-            None => {
-                let Identity { pid, start_time, boot_id } = is;
-                let remembered = Remembered { pid, start_time, boot_id, user_namespaces };
-                let text = toml::to_string(&remembered).map_err(|error| wrong(error.to_string()))?;
-                // Whole or not at all: half a file would make the next daemon take a running init for a stranger.
-                let beside = directory.join("state.new");
-                std::fs::write(&beside, text).map_err(Error::io("write", &beside))?;
-                std::fs::rename(&beside, &recorded).map_err(Error::io("write", &recorded))?;
-            }
+            // The daemon that started it died before it wrote this down.
+            None => remember(directory, is, user_namespaces)?,
         }
-        Ok(Self {
+        let sandbox = Self::new(control, watch, pidfd, user_namespaces, group(peer, id));
+        sandbox.linger.store(linger, Ordering::Relaxed);
+        sandbox.protocol.store(version, Ordering::Relaxed);
+        Ok(sandbox)
+    }
+
+    /// The same with the init that this daemon has just started and that said it is ready.
+    async fn meet(directory: &Path, id: &str, name: &str, ready: Ready) -> Result<Self, Error> {
+        let failed = sandbox_error(name);
+        let path = directory.join("control");
+        let watch = Control::connect(&path).map_err(&failed)?;
+        // Before there is a connection for other requests, since init serves the oldest first: so no session's end is missed.
+        watch.send(&Request::Watch, &[]).await.map_err(&failed)?;
+        let control = Control::connect(&path).map_err(&failed)?;
+        let (peer, pidfd) = peer(&control, name)?;
+        let is = identity(peer)?;
+        // Init alone holds the listening socket. It did when the pidfd was there: so the pid was not used again in between.
+        if control.is_closed().map_err(&failed)? {
+            let message = "init ended as soon as it was ready".to_owned();
+            return Err(Error::Sandbox { name: name.to_owned(), message });
+        }
+        let user_namespaces = [ready.outer_user_namespace, ready.inner_user_namespace];
+        remember(directory, is, user_namespaces)?;
+        let sandbox = Self::new(control, watch, pidfd, user_namespaces, group(peer, id));
+        sandbox.owed.store(1, Ordering::Relaxed);
+        Ok(sandbox)
+    }
+
+    fn new(
+        control: Control,
+        watch: Control,
+        pidfd: OwnedFd,
+        user_namespaces: [u64; 2],
+        group: Option<Group>,
+    ) -> Self {
+        Self {
             control: tokio::sync::Mutex::new(control),
             watch,
             pidfd,
-            linger: linger.into(),
+            linger: AtomicBool::new(false),
+            protocol: AtomicU32::new(VERSION),
             user_namespaces,
-            group: group(peer.pid, id),
+            group,
             paused: AtomicBool::new(false),
-            watched: AtomicBool::new(true),
+            owed: AtomicUsize::new(0),
             unenforced: Default::default(),
-        })
+        }
     }
 
     /// The same with an init that is frozen and cannot answer: the kernel tells who listens on its socket, and the record
     /// must name the same process. `None` if it is not frozen.
-    pub fn contact_frozen(directory: &Path, id: &str, name: &str) -> Result<Option<Self>, Error> {
+    pub async fn contact_frozen(directory: &Path, id: &str, name: &str) -> Result<Option<Self>, Error> {
         let failed = sandbox_error(name);
         let Some(was) = Remembered::read(&directory.join(STATE_FILE), name)? else { return Ok(None) };
         let Some(pid) = Pid::from_raw(was.pid) else { return Ok(None) };
@@ -174,18 +225,17 @@ impl Sandbox {
         if peer.pid != pid || is != was.identity() {
             return Err(wrong(format!("{:?} is on record, {is:?} holds its socket", was.identity())));
         }
-        Ok(Some(Self {
-            control: tokio::sync::Mutex::new(control),
-            watch: Control::connect(&path).map_err(&failed)?,
-            pidfd,
-            // Until it tells; one that is paused does not end by itself.
-            linger: AtomicBool::new(true),
-            user_namespaces: was.user_namespaces,
-            group: Some(group),
-            paused: AtomicBool::new(true),
-            watched: AtomicBool::new(false),
-            unenforced: Default::default(),
-        }))
+        let watch = Control::connect(&path).map_err(&failed)?;
+        for request in [Request::Hello, Request::Watch] {
+            watch.send(&request, &[]).await.map_err(&failed)?;
+        }
+        let sandbox = Self::new(control, watch, pidfd, was.user_namespaces, Some(group));
+        // Until it tells; one that is paused does not end by itself.
+        sandbox.linger.store(true, Ordering::Relaxed);
+        sandbox.paused.store(true, Ordering::Relaxed);
+        sandbox.protocol.store(OLDEST, Ordering::Relaxed);
+        sandbox.owed.store(2, Ordering::Relaxed);
+        Ok(Some(sandbox))
     }
 
     /// Ask for the end and see to it. One that is paused is thawed for it; without time to end in, it is killed as it is.
@@ -237,15 +287,30 @@ fn group(init: Pid, id: &str) -> Option<Group> {
     Group::of(init.as_raw_nonzero().get(), &id.parse().ok()?)
 }
 
-/// Start the init of `id` in `directory`, which is made anew, and take up contact with it. It is born in the control group
-/// `born_in`, if there is one; `prepare` makes its plan, and gets its pid before it makes other processes.
+/// What is known of an init before its plan.
+#[derive(Default)]
+pub struct Birth {
+    /// The directory of the control group to be born in.
+    pub born_in: Option<OwnedFd>,
+    /// Of the command in its plan, which has one then.
+    pub log: Option<OwnedFd>,
+}
+
+/// A plan, and what is done while init carries it out: where that fails, init ends before anything of the environment runs.
+pub struct Prepared {
+    pub plan: Plan,
+    pub meanwhile: Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>,
+}
+
+/// Start the init of `id` in `directory`, which is made anew, and take up contact with it. `prepare` makes its plan, and gets
+/// its pid before it makes other processes.
 pub async fn start(
     workers: &Workers,
     id: &str,
     directory: &Path,
     name: &str,
-    born_in: Option<OwnedFd>,
-    prepare: impl AsyncFnOnce(u32) -> Result<Plan, Error>,
+    birth: Birth,
+    prepare: impl AsyncFnOnce(u32) -> Result<Prepared, Error>,
 ) -> Result<Sandbox, Error> {
     clear(directory)?;
     std::fs::create_dir_all(directory).map_err(Error::io("make", directory))?;
@@ -256,9 +321,9 @@ pub async fn start(
     let log_path = directory.join("init.log");
     let log =
         File::options().create(true).append(true).open(&log_path).map_err(Error::io("make", &log_path))?;
-    let started = workers.start_init(log.into(), socket, born_in, name, prepare).await;
+    let started = workers.start_init(log.into(), socket, birth, name, prepare).await;
     let contact = match started {
-        Ok(()) => Sandbox::contact(directory, id, name).await,
+        Ok(ready) => Sandbox::meet(directory, id, name, ready).await,
         Err(error) => Err(error),
     };
     if contact.is_err() {
@@ -314,8 +379,8 @@ impl Throwaway<'_> {
     pub async fn run(&self, plan: &Plan, command: &[String], output_max: usize) -> Result<Outcome, Error> {
         self.job.check()?;
         let directory = self.directory(plan);
-        let prepare = async |_| Ok(plan.clone());
-        let sandbox = start(self.workers, &plan.id, &directory, &plan.id, None, prepare).await?;
+        let prepare = async |_| Ok(Prepared { plan: plan.clone(), meanwhile: Box::pin(async { Ok(()) }) });
+        let sandbox = start(self.workers, &plan.id, &directory, &plan.id, Birth::default(), prepare).await?;
         let outcome = if command.is_empty() {
             Ok(Outcome { status: ExitStatus::Exit(0), output: Vec::new(), last_lines: Vec::new() })
         } else {
@@ -342,6 +407,7 @@ impl Throwaway<'_> {
         let null = File::open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
         let ((output, output_in), (errors, errors_in), (status, status_in)) = (pipe()?, pipe()?, pipe()?);
         let request = Request::Exec(Exec {
+            login: false,
             session: 1,
             command: command.to_vec(),
             environment: vec![

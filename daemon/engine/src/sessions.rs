@@ -1,10 +1,12 @@
 //! Sessions of an environment: started through its init, signalled.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use casemate_sandbox::control::{Exec, Reply, Request, Size};
+use casemate_sandbox::plan::Account;
 use casemate_store::Id;
 
 use crate::api::{Change, ExecRequest, ProcessInfo, Started, State, Streams};
@@ -12,48 +14,80 @@ use crate::control::ControlError;
 use crate::environments::Wanted;
 use crate::error::Error;
 use crate::jobs::now;
+use crate::records::{EnvironmentRecord, MountRecord};
 use crate::state::{Step, step};
 use crate::{Inner, configuration};
 
 /// Starts of an environment for one session: others' last sessions may end, and the environment with them, just before.
 const ATTEMPTS: u32 = 8;
 
+/// Where a directory of the host is inside, if it is in a mount. The longest mount counts, as it covers others.
+fn inside(mounts: &[MountRecord], host: &str) -> Option<String> {
+    let below = |mount: &MountRecord| Path::new(host).strip_prefix(&mount.host).ok().map(Path::to_owned);
+    let mounted = mounts.iter().filter_map(|mount| Some((mount, below(mount)?)));
+    let (mount, rest) = mounted.max_by_key(|(mount, _)| mount.host.len())?;
+    Path::new(&mount.target).join(rest).to_str().map(str::to_owned)
+}
+
+/// The same for an init before version 3, which knows no login shells: by the shell that we would choose.
+fn before_login(exec: Exec, shell: &str) -> Exec {
+    if !exec.login {
+        return exec;
+    }
+    let mut command = vec![shell.to_owned(), "-l".to_owned()];
+    if !exec.command.is_empty() {
+        command.extend(["-c", "exec \"$@\"", shell].map(str::to_owned));
+        command.extend(exec.command);
+    }
+    Exec { login: false, command, ..exec }
+}
+
 impl Inner {
+    /// `NAME=value`, complete; `client` is what the caller sent.
+    pub(crate) fn session_variables(
+        &self,
+        record: &EnvironmentRecord,
+        account: &Account,
+        client: &[(String, String)],
+        root: bool,
+    ) -> Result<Vec<String>, Error> {
+        let account = casemate_manifest::SessionAccount {
+            name: if root { "root" } else { &account.name },
+            uid: if root { 0 } else { account.uid },
+            home: if root { "/root" } else { &account.home },
+            shell: &account.shell,
+        };
+        let policy = configuration::policy(&self.settings.configuration)?;
+        Ok(casemate_manifest::session_variables(&policy, &account, client, &record.variables, root)?)
+    }
+
     pub(crate) async fn exec(self: &Arc<Self>, id: &Id, request: ExecRequest) -> Result<Started, Error> {
         let (record, account) = self.with_environment(id, |environment| {
             (environment.record.clone(), self.account(&environment.record.layers))
         })?;
-        let environment = casemate_manifest::session_variables(
-            &configuration::policy(&self.settings.configuration)?,
-            &casemate_manifest::SessionAccount {
-                name: if request.root { "root" } else { &account.name },
-                uid: if request.root { 0 } else { account.uid },
-                home: if request.root { "/root" } else { &account.home },
-                shell: &account.shell,
-            },
-            &request.variables,
-            &record.variables,
-            request.root,
-        )?;
+        let environment = self.session_variables(&record, &account, &request.variables, request.root)?;
         let (terminal, streams): (_, Vec<OwnedFd>) = match request.streams {
             Streams::Given { input, output, error } => (None, vec![input, output, error]),
             Streams::Terminal { rows, columns } => (Some(Size { rows, columns }), vec![]),
         };
-        let mut command = request.command;
-        if command.is_empty() {
-            command = vec![account.shell.clone(), "-l".into()];
-        }
+        let login = request.login || request.command.is_empty();
+        let shown = match request.command.is_empty() {
+            true => vec![format!("-{}", account.shell.rsplit('/').next().unwrap_or_default())],
+            false => request.command.clone(),
+        };
         let session = self.next_session();
-        let home = if request.root { "/root".to_owned() } else { account.home };
-        let message = Request::Exec(Exec {
+        let home = if request.root { "/root" } else { &account.home };
+        let mapped = || request.host_directory.as_deref().and_then(|host| inside(&record.mounts, host));
+        let exec = Exec {
             session,
-            command: command.clone(),
+            command: request.command,
+            login,
             environment,
             directory_optional: request.directory.is_none(),
-            directory: request.directory.unwrap_or(home),
+            directory: request.directory.or_else(mapped).unwrap_or_else(|| home.to_owned()),
             root: request.root,
             terminal,
-        });
+        };
         let key = id.to_string();
         let mut descriptors: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
         descriptors.push(request.status.as_fd());
@@ -64,7 +98,7 @@ impl Inner {
             let info = ProcessInfo {
                 id: (key.clone(), session),
                 pid: 0,
-                command: command.clone(),
+                command: shown.clone(),
                 root: request.root,
                 terminal: terminal.is_some(),
                 started_at: now(),
@@ -77,7 +111,11 @@ impl Inner {
                 forget()?;
                 step(&record.name, State::Paused, Step::Enter)?;
             }
-            let answer = control.ask(&message, &descriptors).await;
+            let message = match sandbox.protocol.load(Ordering::Relaxed) {
+                0..3 => before_login(exec.clone(), &account.shell),
+                _ => exec.clone(),
+            };
+            let answer = control.ask(&Request::Exec(message), &descriptors).await;
             drop(control);
             match answer {
                 Ok((Reply::Started { pid, .. }, received)) => {
@@ -140,5 +178,32 @@ impl Inner {
             .await
             .map(|_| ())
             .map_err(|error| Error::Sandbox { name, message: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_the_host_inside() {
+        let mount = |host: &str, target: &str| MountRecord {
+            requested: host.into(),
+            host: host.into(),
+            target: target.into(),
+            read_only: false,
+            beneath_manifest: false,
+        };
+        let mounts = [mount("/home/ann/work", "/workspace"), mount("/home/ann/work/data", "/data")];
+        for (host, expected) in [
+            ("/home/ann/work", Some("/workspace")),
+            ("/home/ann/work/src/a", Some("/workspace/src/a")),
+            ("/home/ann/work/data/x", Some("/data/x")),
+            ("/home/ann/workshop", None),
+            ("/home/ann", None),
+        ] {
+            let found = inside(&mounts, host);
+            assert_eq!(found.as_deref().map(|path| path.trim_end_matches('/')), expected, "{host}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use casemate_sandbox::control::Ready;
 use casemate_sandbox::plan::Plan;
 use casemate_store::Store;
 use casemate_worker::ids::IdMode;
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 use crate::api::Settings;
 use crate::error::{Error, WorkKind};
 use crate::jobs::Job;
-use crate::sandboxes;
+use crate::sandboxes::{self, Birth, Prepared};
 
 /// Large images over slow lines take hours; a worker that works says so.
 const TRANSFER: Limits = Limits { time: Duration::from_secs(24 * 3600), silence: Duration::from_secs(180) };
@@ -166,16 +167,17 @@ impl Workers {
         &self,
         log: OwnedFd,
         socket: OwnedFd,
-        born_in: Option<OwnedFd>,
+        birth: Birth,
         name: &str,
-        prepare: impl AsyncFnOnce(u32) -> Result<Plan, Error>,
-    ) -> Result<(), Error> {
+        prepare: impl AsyncFnOnce(u32) -> Result<Prepared, Error>,
+    ) -> Result<Ready, Error> {
         let failed = |message: String| Error::Sandbox { name: name.to_owned(), message };
-        let born_in_group = born_in.is_some();
-        let descriptors = std::iter::once(socket).chain(born_in).collect();
+        let born_in_group = birth.born_in.is_some();
+        let descriptors = std::iter::once(socket).chain(birth.born_in).chain(birth.log).collect();
         let prepare = async |process| {
-            let plan = Plan { born_in_group, ..prepare(process).await? };
-            serde_json::to_vec(&plan).map_err(|error| failed(error.to_string()))
+            let Prepared { plan, meanwhile } = prepare(process).await?;
+            let plan = serde_json::to_vec(&Plan { born_in_group, ..plan });
+            Ok((plan.map_err(|error| failed(error.to_string()))?, meanwhile))
         };
         let started = self.spawner.start_init(&self.init, log, descriptors, prepare).await;
         started.map_err(|error| match error {

@@ -6,6 +6,7 @@ mod lock;
 mod manifest;
 mod network;
 mod policy;
+mod service;
 mod variables;
 
 pub use limits::{BadLimit, Cpus, ResourceLimits};
@@ -15,6 +16,7 @@ pub use manifest::{
 };
 pub use network::{Destination, Host, Port, Protocol};
 pub use policy::{MountQuestion, MountRules, Policy, PolicyError, Refusal};
+pub use service::{CommandLine, Health, OnFailure, Restart, Service, Stop, StopSignal};
 pub use variables::{SessionAccount, session_variables};
 
 /// Where in a text a TOML error is, and what it says, with the nearest known key where one is misspelt.

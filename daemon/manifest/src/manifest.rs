@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::limits::ResourceLimits;
 use crate::locate;
 use crate::network::{Destination, Port};
+use crate::service::{CommandLine, Health, Restart, StopSignal};
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ManifestError {
@@ -165,11 +166,25 @@ pub struct Runtime {
     /// The socket of the user's ssh-agent(1).
     #[serde(default)]
     pub ssh_agent: bool,
+    /// `sudo` inside gives the user's sessions the environment's root.
+    #[serde(default)]
+    pub sudo: bool,
+    /// What it runs while it is started.
+    pub command: Option<CommandLine>,
+    /// The command runs as the environment's root.
+    #[serde(default)]
+    pub command_as_root: bool,
+    pub restart: Option<Restart>,
+    /// What tells the command, and all sessions, to end.
+    pub stop_signal: Option<StopSignal>,
+    /// Seconds that they have to end in.
+    pub stop_timeout: Option<u64>,
     /// Published ports.
     #[serde(default)]
     pub ports: Vec<Port>,
     /// Where it may go, if not everywhere.
     pub allow: Option<Vec<Destination>>,
+    pub health: Option<Health>,
     #[serde(default)]
     pub resource_limits: ResourceLimits,
 }
@@ -270,6 +285,9 @@ impl Manifest {
         taken.sort_unstable();
         if let Some(twice) = taken.windows(2).find(|pair| pair[0] == pair[1]) {
             return bad("runtime.ports", &twice[0].0.to_string(), "is published twice");
+        }
+        if let Err((key, value, rule)) = self.runtime.check_service() {
+            return bad(key, &value, rule);
         }
         if let Err(error) = self.runtime.resource_limits.check() {
             let key = format!("runtime.resource_limits.{}", error.key);

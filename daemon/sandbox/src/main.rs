@@ -8,14 +8,19 @@
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod account;
+mod apart;
 mod filter;
 mod group;
+mod inside;
+mod login;
 mod mounts;
 mod network;
 mod server;
+mod service;
 mod session;
 mod sys;
 mod syscalls;
+mod utmp;
 mod verdicts;
 
 use std::fs::File;
@@ -23,6 +28,7 @@ use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
+use casemate_sandbox::control::Ready;
 use casemate_sandbox::plan::{Ids, Network, Plan};
 use casemate_worker::confine::{ConfineError, User, close_from, exit};
 use casemate_worker::ids;
@@ -32,7 +38,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{ForkResult, fork};
+use nix::unistd::{ForkResult, Gid, Uid, fork};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -43,8 +49,8 @@ use crate::mounts::step;
 const PLAN_MAX: u64 = 4 << 20;
 /// The control socket, bound by the daemon.
 const FD_CONTROL: i32 = FD_FIRST;
-/// The directory of the control group to be born in, if the plan says so.
-const FD_GROUP: i32 = FD_CONTROL + 1;
+/// What follows it as the plan says: the directory of the control group to be born in, the log of the command.
+const MORE: i32 = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -157,13 +163,21 @@ fn inode(proc: &OwnedFd, path: &str) -> Result<u64, InitError> {
     Ok(step("look at a namespace", stat)?.st_ino)
 }
 
+/// What leads to init's network.
+struct Networks {
+    connection: Option<network::Connection>,
+    apart: Option<apart::Child>,
+}
+
 /// PID 1, from its birth to its end.
 fn init(
     plan: Plan,
     events: &mut File,
     parent: OwnedFd,
-    connection: Option<network::Connection>,
+    log: Option<OwnedFd>,
+    networks: Networks,
 ) -> Result<(), InitError> {
+    let Networks { connection, apart } = networks;
     die_with_parent(true)?;
     // Here, and not with the others: its root is the group that we are in.
     step("make a control group namespace", unshare(CloneFlags::CLONE_NEWCGROUP))?;
@@ -171,7 +185,7 @@ fn init(
         session::can_scope()?;
     }
     let inner = Inner::begin()?;
-    let (tree, proc) = mounts::build(&plan)?;
+    let (tree, proc) = mounts::build(&plan, apart)?;
     if plan.write_account {
         account::write(tree.descriptor(), &plan.user, plan.ids)?;
     }
@@ -179,7 +193,18 @@ fn init(
     let inner_inode = step("look at a namespace", rustix::fs::fstat(&inner))?.st_ino;
     let namespaces = [inode(&proc, "self/ns/user")?, inner_inode, inode(&proc, "self/ns/pid")?];
     step("set the host name", nix::unistd::sethostname(&plan.hostname))?;
+    let utmp = tree.utmp()?;
     mounts::enter(tree)?;
+    let inside = match (&plan.sudo, plan.ids) {
+        (Some(sudo), Ids::Range { user, group }) if sudo.granted => {
+            Some(inside::Inside::listen(Uid::from_raw(user), Gid::from_raw(group))?)
+        }
+        // With one id root and the user are the same: the socket is already theirs.
+        (Some(sudo), Ids::Single { .. }) if sudo.granted => {
+            Some(inside::Inside::listen(Uid::from_raw(0), Gid::from_raw(0))?)
+        }
+        _ => None,
+    };
     drop(proc);
 
     // What sessions are started with, and no more; a session's bounding set is cut further in the session.
@@ -212,7 +237,9 @@ fn init(
     // Only now: the kernel notes who listens, and that is whom a daemon takes for the environment.
     step("listen", rustix::net::listen(&listener, 16))?;
     die_with_parent(false)?;
-    step("tell the daemon", send(events, &Event::Done { result: "ready".to_owned() }))?;
+    let [outer_user_namespace, inner_user_namespace, _] = namespaces;
+    let ready = Ready { outer_user_namespace, inner_user_namespace };
+    step("tell the daemon", send(events, &Event::Done { result: ready }))?;
     // The pipe must not live on: neither in us nor in sessions.
     step(
         "close the events pipe",
@@ -221,13 +248,15 @@ fn init(
     step("close the events pipe", rustix::io::fcntl_setfd(&*events, rustix::io::FdFlags::CLOEXEC))?;
     step("tell our parent", nix::unistd::write(&parent, b"\n"))?;
     drop(parent);
+    let supervisor =
+        plan.service.clone().zip(log).map(|(service, log)| service::Supervisor::new(service, log));
     let sessions = session::Sessions { plan, inner, filters };
-    server::Server { sessions, listener, signals, namespaces }.serve()?;
+    server::Server { sessions, listener, signals, namespaces, utmp, inside }.serve(supervisor)?;
     connection.map_or(Ok(()), network::Connection::end)
 }
 
 fn launch(events: &mut File) -> Result<(), InitError> {
-    close_from(FD_GROUP + 1)?;
+    close_from(FD_CONTROL + MORE + 1)?;
     let user = User::from_arguments(std::env::args().skip(1))?;
     let daemon = nix::unistd::getppid();
     enter_user_namespace(namespaces::Ids::OuterInGroups, user, || send::<()>(events, &Event::Unshared))?;
@@ -252,23 +281,25 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     let null = step("open /dev/null", File::open("/dev/null"))?;
     step("close standard input", sys::install(&null.into(), 0))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let mut spaces = CloneFlags::CLONE_NEWNS
+    let spaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
-    let group = if plan.born_in_group {
-        // SAFETY: the daemon opened FD_GROUP for us, as the plan says, and nothing else takes it.
-        let directory = unsafe { OwnedFd::from_raw_fd(FD_GROUP) };
-        let close = rustix::io::fcntl_setfd(&directory, rustix::io::FdFlags::CLOEXEC);
-        step("keep the control group from sessions", close)?;
-        Some(Group { directory, ids: plan.ids })
-    } else {
-        close_from(FD_GROUP)?;
-        None
+    let mut next = FD_CONTROL + 1;
+    let mut take = |is_there: bool| {
+        let raw = next;
+        next += i32::from(is_there);
+        // SAFETY: the daemon opened it for us, as the plan says, and nothing else takes it.
+        let taken = is_there.then(|| unsafe { OwnedFd::from_raw_fd(raw) });
+        let close = taken.as_ref().map(|one| rustix::io::fcntl_setfd(one, rustix::io::FdFlags::CLOEXEC));
+        step("keep a descriptor from sessions", close.unwrap_or(Ok(()))).map(|()| taken)
     };
-    let mut connection = None;
+    let group = take(plan.born_in_group)?.map(|directory| Group { directory, ids: plan.ids });
+    let log = take(plan.service.is_some())?;
+    close_from(next)?;
+    let (mut connection, mut apart) = (None, None);
     match &plan.network {
-        Network::None => spaces |= CloneFlags::CLONE_NEWNET,
+        Network::None => apart = Some(apart::begin()?),
         Network::Private(private) => {
             let begun = network::begin(private, group.as_ref(), in_groups)?;
             // By itself: what attaching starts would be PID 1 of the new pid namespace, and the last one of it.
@@ -284,7 +315,8 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     match step("fork", unsafe { fork_into(group.as_ref()) })? {
         ForkResult::Child => {
             drop((ready, group));
-            let result = init(plan, events, ready_in, connection);
+            let apart = apart.map(|(_, child)| child);
+            let result = init(plan, events, ready_in, log, Networks { connection, apart });
             if let Err(error) = &result {
                 eprintln!("casemate-init: {error}");
                 let failure = Failure::new(FailureKind::Io, "sandbox", error.to_string());
@@ -296,6 +328,12 @@ fn launch(events: &mut File) -> Result<(), InitError> {
         }
         ForkResult::Parent { child } => {
             drop(ready_in);
+            if let Some((parent, _)) = apart {
+                parent.make()?;
+            }
+            // Who finds the control socket open is to know that init lives.
+            // SAFETY: the daemon opened FD_CONTROL for init, and nothing in this process has taken it.
+            drop(unsafe { OwnedFd::from_raw_fd(FD_CONTROL) });
             if nix::unistd::getppid() != daemon {
                 return Err(ConfineError::Arguments.into());
             }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use casemate_sandbox::elevation::PROGRAM;
 use casemate_sandbox::plan::{Device, Ids, Mount, Network, Plan, Root, Source};
 use nix::mount::{MntFlags, MsFlags};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
@@ -16,7 +17,9 @@ use rustix::mount::{
 };
 
 use crate::InitError;
+use crate::apart;
 use crate::sys;
+use crate::utmp::Utmp;
 
 pub(crate) fn step<T, E: Into<io::Error>>(what: &str, result: Result<T, E>) -> Result<T, InitError> {
     result.map_err(|error| InitError::Step { what: what.to_owned(), source: error.into() })
@@ -324,6 +327,7 @@ impl Tree {
     fn runtime(&self, plan: &Plan) -> Result<(), InitError> {
         let safe = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         self.mount(&file_system("tmpfs", &[("mode", "0755")], safe)?, "/run")?;
+        self.file("/run/utmp")?;
         let user = format!("/run/user/{}", plan.user.uid);
         for (path, mode) in [("/run/lock", 0o1777), (user.as_str(), 0o700)] {
             self.directory(path)?;
@@ -389,13 +393,35 @@ impl Tree {
         step(&format!("mount {:?}", mount.target), attach(&tree, &target))
     }
 
+    /// The file of utmp(5), which [`Self::runtime`] has made.
+    pub fn utmp(&self) -> Result<Utmp, InitError> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat2(&self.root, "run/utmp", flags, Mode::empty(), BENEATH);
+        step("open /run/utmp", opened).map(Utmp::new)
+    }
+
+    /// Where an image has no place for it that can be reached without links, it goes without.
+    fn sudo(&self, program: &Source, opened: &OwnedFd) -> Result<(), InitError> {
+        let target = match self.file(PROGRAM) {
+            Ok(target) => target,
+            Err(error) => {
+                eprintln!("casemate-init: no `sudo` inside: {error}");
+                return Ok(());
+            }
+        };
+        let tree = step(&format!("take {:?}", program.path), clone_tree(opened.as_fd(), false))?;
+        let attributes = sys::ATTR_RDONLY | sys::ATTR_NOSUID | sys::ATTR_NODEV;
+        step("restrict a mount", sys::mount_setattr(tree.as_fd(), attributes, false))?;
+        step(&format!("mount {PROGRAM}"), attach(&tree, &target))
+    }
+
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 }
 
 /// Make the whole tree; the process still has the host's root. Returns it and the environment's `/proc`.
-pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
+pub fn build(plan: &Plan, apart: Option<apart::Child>) -> Result<(Tree, OwnedFd), InitError> {
     let none = None::<&str>;
     step(
         "make mounts private",
@@ -407,6 +433,7 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     let devices: Result<Vec<Option<OwnedFd>>, _> =
         plan.grants.devices.iter().map(|device| open_device(device, plan)).collect();
     let devices = devices?;
+    let sudo = plan.sudo.as_ref().map(|sudo| open_source(&sudo.program)).transpose()?;
     let root = match &plan.root {
         Root::Overlay { lowers, upper, work } => {
             let lowers: Result<Vec<OwnedFd>, _> = lowers.iter().map(open_source).collect();
@@ -421,6 +448,8 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     let safe = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    // What follows shows the network that it is mounted in.
+    apart.map_or(Ok(()), apart::Child::enter)?;
     // A new /proc may be mounted only while a whole one is in sight: the host's, until the root changes.
     let proc = file_system("proc", &[], safe)?;
     let sys = match plan.network {
@@ -461,6 +490,9 @@ pub fn build(plan: &Plan) -> Result<(Tree, OwnedFd), InitError> {
     }
     tree.mask()?;
     tree.files(plan)?;
+    if let (Some(plan), Some(opened)) = (&plan.sudo, &sudo) {
+        tree.sudo(&plan.program, opened)?;
+    }
     for (mount, source) in plan.mounts.iter().zip(&sources) {
         tree.bind(mount, source)?;
     }

@@ -5,11 +5,14 @@
 //! each with openat2 in its own mount namespace and compares device and inode with what the daemon judged ([`Inode`]).
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// Version of plan and control protocol. An init answers with the version it speaks for as long as it lives.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
+/// The oldest that a daemon still speaks to.
+pub const OLDEST: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +30,7 @@ pub struct Plan {
     pub mounts: Vec<Mount>,
     #[serde(default)]
     pub grants: Grants,
+    pub sudo: Option<Sudo>,
     /// Files of the environment that the host decides (`/etc/resolv.conf`, `/etc/hosts`, `/etc/hostname`, …): each is
     /// written to a private tmpfs and mounted read-only over its place, which is made where it is missing.
     pub files: Vec<File>,
@@ -34,6 +38,12 @@ pub struct Plan {
     pub deny_unix_sockets: bool,
     /// Keep running when the last session ends.
     pub linger: bool,
+    /// What it runs itself while it lingers. A descriptor of its log follows the others, open for reading and appending.
+    pub service: Option<Service>,
+    /// What tells sessions to end.
+    pub stop_signal: i32,
+    /// Seconds that they have where nobody says otherwise.
+    pub stop_timeout: u64,
     /// A descriptor of a control group's directory, to be born in, follows the control socket's.
     pub born_in_group: bool,
 }
@@ -176,6 +186,65 @@ pub struct Grants {
     pub files: Vec<OwnFile>,
     /// `NAME=value`, where a session has no variable of that name.
     pub variables: Vec<String>,
+}
+
+/// The environment's own command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    pub command: Vec<String>,
+    /// `NAME=value`, complete.
+    pub environment: Vec<String>,
+    pub directory: String,
+    pub root: bool,
+    pub restart: Restart,
+    pub health: Option<Health>,
+}
+
+/// When it is started again after it has ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    No,
+    OnFailure,
+    Always,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    pub command: Vec<String>,
+    pub interval_seconds: u64,
+    pub timeout_seconds: u64,
+    /// Failures in a row that make it unhealthy.
+    pub retries: u64,
+    /// From the start of the command, in which failures do not count.
+    pub start_period_seconds: u64,
+    /// Whether an unhealthy command is ended and started again.
+    pub restarts: bool,
+}
+
+impl Health {
+    pub fn interval(&self) -> Duration {
+        Duration::from_secs(self.interval_seconds)
+    }
+
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_seconds)
+    }
+
+    pub fn start_period(&self) -> Duration {
+        Duration::from_secs(self.start_period_seconds)
+    }
+}
+
+/// A program `sudo` that asks init.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sudo {
+    pub program: Source,
+    /// Without it the program is there to say what to do.
+    pub granted: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use casemate_sandbox::control::{Exec, ExitStatus, Notice, PACKET_MAX, Reply, Request};
+use casemate_sandbox::control::{Exec, ExitStatus, Notice, PACKET_MAX, Reply, Request, SERVICE};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
@@ -18,22 +18,33 @@ use rustix::net::{
 };
 
 use crate::InitError;
+use crate::inside::{Askers, Inside};
 use crate::mounts::step;
+use crate::service::Supervisor;
 use crate::session::{Sessions, Streams};
+use crate::sys;
+use crate::utmp::Utmp;
 
 /// Connections at a time: the daemon has two.
 const CONNECTIONS_MAX: usize = 16;
+/// Descriptors that are waited for before those of connections.
+const FIXED: usize = 4;
 /// An environment that nobody ever uses ends after this.
 const UNUSED: Duration = Duration::from_secs(10);
-/// What sessions have to end in when nobody says how long.
-const STOP: Duration = Duration::from_secs(10);
+/// Interactive shells ignore SIGTERM, also those without a terminal; SIGHUP they do not. What has something to do at its end
+/// is not to be disturbed at once.
+const HANG_UP: Duration = Duration::from_millis(300);
+/// Most that sessions have to end in: a day.
+const STOP_MAX_MS: u64 = 86_400_000;
 
-struct Running {
+pub struct Running {
     number: u64,
-    status: OwnedFd,
+    /// `None` where nobody waits for it.
+    status: Option<OwnedFd>,
     command: Vec<String>,
     root: bool,
-    terminal: bool,
+    /// The number of its terminal.
+    terminal: Option<u64>,
 }
 
 struct Connection {
@@ -47,34 +58,56 @@ pub struct Server {
     pub signals: SignalFd,
     /// nsfs inode numbers: outer user, inner user, pid namespace.
     pub namespaces: [u64; 3],
+    pub utmp: Utmp,
+    /// Where `sudo` is granted.
+    pub inside: Option<Inside>,
 }
 
-struct State {
+pub struct State {
     running: BTreeMap<i32, Running>,
     connections: Vec<Connection>,
+    pub askers: Askers,
+    pub supervisor: Option<Supervisor>,
     linger: bool,
     used: bool,
     began: Instant,
     stop_at: Option<Instant>,
+    /// Sessions that still run then are sent SIGHUP.
+    hang_up_at: Option<Instant>,
 }
 
 impl Server {
     /// Until the environment is to end; init's exit then kills all that is left in its pid namespace.
-    pub fn serve(self) -> Result<(), InitError> {
+    pub fn serve(self, supervisor: Option<Supervisor>) -> Result<(), InitError> {
         let mut state = State {
+            supervisor,
             running: BTreeMap::new(),
             connections: Vec::new(),
+            askers: Askers::default(),
             linger: self.sessions.plan.linger,
             used: false,
             began: Instant::now(),
             stop_at: None,
+            hang_up_at: None,
         };
         loop {
             let now = Instant::now();
             if state.stop_at.is_some_and(|at| now >= at || state.running.is_empty()) {
                 return Ok(());
             }
-            let mut deadline = state.stop_at;
+            if !state.is_stopping() {
+                self.supervise(&mut state, now);
+            }
+            let due =
+                state.supervisor.as_ref().filter(|_| !state.is_stopping()).and_then(Supervisor::deadline);
+            if state.hang_up_at.is_some_and(|at| now >= at) {
+                state.hang_up_at = None;
+                // The environment's own command was told by the signal that is meant for it.
+                for (pid, _) in state.running.iter().filter(|(_, session)| session.number != SERVICE) {
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGHUP);
+                }
+            }
+            let mut deadline = state.stop_at.into_iter().chain(due).chain(state.hang_up_at).min();
             if state.running.is_empty() && !state.linger {
                 if state.used {
                     return Ok(());
@@ -90,32 +123,48 @@ impl Server {
                 while let Ok(Some(signal)) = self.signals.read_signal() {
                     // The service manager's, at the end of the user's session: from within one has a pid here.
                     if signal.ssi_signo == Signal::SIGTERM as u32 && signal.ssi_pid == 0 {
-                        begin_stop(&mut state, STOP);
+                        self.begin_stop(&mut state, Duration::from_secs(self.sessions.plan.stop_timeout));
                     }
                 }
                 self.reap(&mut state);
             }
             // The newest connections are at the end: serve the old ones first, so that indexes hold.
-            let known = state.connections.len();
-            let mut closed: Vec<usize> =
-                (0..known).filter(|index| ready[2 + index] && !self.serve_one(&mut state, *index)).collect();
+            let (known, askers) = (state.connections.len(), state.askers.all().len());
+            let first = FIXED + known;
+            let closed: Vec<usize> = (0..known)
+                .filter(|index| ready[FIXED + index] && !self.serve_one(&mut state, *index))
+                .collect();
+            let left: Vec<usize> = (0..askers)
+                .filter(|index| ready[first + index] && !self.serve_asker(&mut state, *index))
+                .collect();
+            if let (true, Some(supervisor)) = (ready[3], &mut state.supervisor) {
+                supervisor.take_output();
+            }
             if ready[1] {
                 self.accept(&mut state);
             }
-            closed.sort_unstable();
+            if let (true, Some(inside)) = (ready[2], &self.inside) {
+                inside.accept(&mut state.askers);
+            }
             for index in closed.into_iter().rev() {
                 state.connections.remove(index);
             }
+            left.into_iter().rev().for_each(|index| state.askers.close(index));
         }
     }
 
     fn wait(&self, state: &State, deadline: Option<Instant>) -> Result<Vec<bool>, InitError> {
+        let output = state.supervisor.as_ref().and_then(Supervisor::output);
         let mut descriptors = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            // The listener stands in for what there is not: nothing comes in twice.
+            PollFd::new(self.inside.as_ref().map_or(self.listener.as_fd(), Inside::as_fd), PollFlags::POLLIN),
+            PollFd::new(output.unwrap_or(self.listener.as_fd()), PollFlags::POLLIN),
         ];
-        descriptors
-            .extend(state.connections.iter().map(|c| PollFd::new(c.socket.as_fd(), PollFlags::POLLIN)));
+        let sockets = state.connections.iter().map(|connection| &connection.socket);
+        let sockets = sockets.chain(state.askers.all().iter().map(|asker| &asker.socket));
+        descriptors.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         let timeout = match deadline {
             None => PollTimeout::NONE,
             Some(at) => {
@@ -139,13 +188,21 @@ impl Server {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(_) => continue,
             };
-            let Some(session) = state.running.remove(&pid.as_raw()) else { continue };
+            let session = state.running.remove(&pid.as_raw());
+            self.supervised(state, pid.as_raw(), status);
+            let Some(session) = session else { continue };
+            state.askers.ended(pid.as_raw());
             let line = match status {
                 ExitStatus::Exit(code) => format!("exit {code}\n"),
                 ExitStatus::Signal(signal) => format!("signal {signal}\n"),
             };
+            if let Some(number) = session.terminal {
+                self.utmp.note(number, pid.as_raw(), None);
+            }
             // One short write into a pipe of its own; a client that is gone does not want it.
-            let _ = rustix::io::write(&session.status, line.as_bytes());
+            if let Some(pipe) = &session.status {
+                let _ = rustix::io::write(pipe, line.as_bytes());
+            }
             notify(state, &Notice::Ended { session: session.number, status });
         }
     }
@@ -178,7 +235,10 @@ impl Server {
         }
         if state.connections[index].watches && matches!(reply, Reply::Done) {
             let socket = &state.connections[index].socket;
-            return state.running.iter().all(|(pid, session)| send(socket, &session.started(*pid), &[]));
+            let health =
+                state.supervisor.as_ref().map(|supervisor| Notice::Health { state: supervisor.health() });
+            return state.running.iter().all(|(pid, session)| send(socket, &session.started(*pid), &[]))
+                && health.is_none_or(|health| send(socket, &health, &[]));
         }
         true
     }
@@ -210,6 +270,9 @@ impl Server {
             }
             Request::Linger { on } => {
                 state.linger = on;
+                if let (true, Some(supervisor)) = (on, &mut state.supervisor) {
+                    supervisor.wanted();
+                }
                 (Reply::Done, vec![])
             }
             Request::Signal { session, signal } => {
@@ -225,10 +288,10 @@ impl Server {
                 }
             }
             Request::Stop { timeout_ms } => {
-                begin_stop(state, Duration::from_millis(timeout_ms.min(3_600_000)));
+                self.begin_stop(state, Duration::from_millis(timeout_ms.min(STOP_MAX_MS)));
                 (Reply::Done, vec![])
             }
-            Request::Exec(_) if state.stop_at.is_some() => refused("the environment is stopping"),
+            Request::Exec(_) if state.is_stopping() => refused("the environment is stopping"),
             Request::Exec(request) => match self.exec(state, request, descriptors) {
                 Ok(answer) => answer,
                 Err(error) => refused(&error.to_string()),
@@ -236,7 +299,30 @@ impl Server {
         }
     }
 
-    fn exec(
+    fn begin_stop(&self, state: &mut State, timeout: Duration) {
+        let signal = Signal::try_from(self.sessions.plan.stop_signal).unwrap_or(Signal::SIGTERM);
+        for (pid, session) in &state.running {
+            // One that is gone needs none of them.
+            let _ = kill(Pid::from_raw(*pid), signal);
+            if session.terminal.is_some() {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGHUP);
+            }
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+        }
+        let now = Instant::now();
+        state.stop_at = Some(now + timeout);
+        state.hang_up_at = Some(now + HANG_UP);
+    }
+
+    /// A session has been started.
+    pub fn enter(&self, state: &mut State, pid: i32, session: Running) {
+        let started = session.started(pid);
+        state.running.insert(pid, session);
+        state.used = true;
+        notify(state, &started);
+    }
+
+    pub fn exec(
         &self,
         state: &mut State,
         request: Exec,
@@ -244,8 +330,8 @@ impl Server {
     ) -> Result<(Reply, Vec<OwnedFd>), InitError> {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(InitError::Descriptors);
-        let (streams, master) = match request.terminal {
-            None => (Streams::Given([next()?, next()?, next()?]), None),
+        let (streams, terminal, master) = match request.terminal {
+            None => (Streams::Given([next()?, next()?, next()?]), None, None),
             Some(size) => {
                 use rustix::pty::OpenptFlags;
                 let master = open_master(if request.root { Uid::from_raw(0) } else { self.sessions.user() })?;
@@ -259,7 +345,8 @@ impl Server {
                 step("size a terminal", rustix::termios::tcsetwinsize(&master, window))?;
                 let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
                 let slave = step("open a terminal", rustix::pty::ioctl_tiocgptpeer(&master, flags))?;
-                (Streams::Terminal(slave), Some(master))
+                let number = step("look at a terminal", sys::terminal_number(master.as_fd()))?;
+                (Streams::Terminal(slave), Some(number), Some(master))
             }
         };
         let status = next()?;
@@ -272,17 +359,18 @@ impl Server {
                 let raw = rustix::process::Pid::from_raw(pid).ok_or(InitError::Descriptors)?;
                 // Not reaped before the next turn of the loop: the pid is still the child's.
                 let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty());
+                if let Some(number) = terminal {
+                    let user = if request.root { "root" } else { &self.sessions.plan.user.name };
+                    self.utmp.note(number, pid, Some(user));
+                }
                 let session = Running {
                     number: request.session,
-                    status,
-                    command: request.command,
+                    status: Some(status),
+                    command: self.sessions.shown(&request),
                     root: request.root,
-                    terminal: master.is_some(),
+                    terminal,
                 };
-                let started = session.started(pid);
-                state.running.insert(pid, session);
-                state.used = true;
-                notify(state, &started);
+                self.enter(state, pid, session);
                 let mut answer = vec![step("open a pidfd", pidfd)?];
                 answer.extend(master);
                 Ok((Reply::Started { session: request.session, pid }, answer))
@@ -291,24 +379,33 @@ impl Server {
     }
 }
 
-fn begin_stop(state: &mut State, timeout: Duration) {
-    for pid in state.running.keys() {
-        // SIGHUP beside SIGTERM: interactive shells ignore the latter. One that is gone needs neither.
-        let _ = kill(Pid::from_raw(*pid), Signal::SIGTERM);
-        let _ = kill(Pid::from_raw(*pid), Signal::SIGHUP);
-        let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+impl State {
+    pub fn lingers(&self) -> bool {
+        self.linger
     }
-    state.stop_at = Some(Instant::now() + timeout);
+
+    pub fn linger_no_longer(&mut self) {
+        self.linger = false;
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stop_at.is_some()
+    }
 }
 
 impl Running {
+    /// A session that nobody waits for.
+    pub fn without_caller(number: u64, command: Vec<String>, root: bool) -> Self {
+        Self { number, status: None, command, root, terminal: None }
+    }
+
     fn started(&self, pid: i32) -> Notice {
         Notice::Started {
             session: self.number,
             pid,
             command: self.command.clone(),
             root: self.root,
-            terminal: self.terminal,
+            terminal: self.terminal.is_some(),
         }
     }
 }
@@ -329,7 +426,7 @@ fn open_master(owner: Uid) -> Result<OwnedFd, InitError> {
 }
 
 /// Tell every watcher; one that does not keep up with its socket's buffer is dropped, and the daemon asks again.
-fn notify(state: &mut State, notice: &Notice) {
+pub fn notify(state: &mut State, notice: &Notice) {
     for connection in state.connections.iter_mut().filter(|connection| connection.watches) {
         if !send(&connection.socket, notice, &[]) {
             connection.watches = false;
@@ -339,7 +436,7 @@ fn notify(state: &mut State, notice: &Notice) {
     }
 }
 
-fn send<T: serde::Serialize>(socket: &OwnedFd, message: &T, descriptors: &[BorrowedFd<'_>]) -> bool {
+pub fn send<T: serde::Serialize>(socket: &OwnedFd, message: &T, descriptors: &[BorrowedFd<'_>]) -> bool {
     let Ok(bytes) = serde_json::to_vec(message) else { return false };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -350,10 +447,10 @@ fn send<T: serde::Serialize>(socket: &OwnedFd, message: &T, descriptors: &[Borro
     rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, flags).is_ok()
 }
 
-type Packet = (Vec<u8>, Vec<OwnedFd>);
+pub type Packet = (Vec<u8>, Vec<OwnedFd>);
 
 /// A packet, `None` where there is none yet, an error at the end.
-fn receive(socket: &OwnedFd) -> Result<Option<Packet>, ()> {
+pub fn receive(socket: &OwnedFd) -> Result<Option<Packet>, ()> {
     let mut bytes = vec![0; PACKET_MAX + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -14,6 +14,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::InitError;
 use crate::filter::Filters;
+use crate::login::{self, Program};
 use crate::mounts::step;
 use crate::sys;
 
@@ -201,9 +202,18 @@ impl Sessions {
             if !request.directory_optional {
                 return step(&format!("enter {:?}", request.directory), Err(error));
             }
-            step("enter /", nix::unistd::chdir("/"))?;
+            let home = if request.root { "/root" } else { self.plan.user.home.as_str() };
+            step("enter /", nix::unistd::chdir(home).or_else(|_| nix::unistd::chdir("/")))?;
         }
         Ok(())
+    }
+
+    /// A session's command line, as ps(1) would show it at first.
+    pub fn shown(&self, request: &Exec) -> Vec<String> {
+        match request.command.is_empty() {
+            true => vec![login::shown(&self.plan.user.shell)],
+            false => request.command.clone(),
+        }
     }
 
     /// A session's own variables, and those of the grants.
@@ -221,7 +231,16 @@ impl Sessions {
     /// In the forked child: become the session, or end with 125 (we failed), 126 or 127.
     pub fn run(&self, request: &Exec, streams: Streams) -> ! {
         let code = match self.prepare(request, &streams) {
-            Ok(()) => execute(request, &self.variables(request), &streams),
+            Ok(()) => {
+                let mut variables = self.variables(request);
+                let program = if request.login {
+                    let uid = if request.root { 0 } else { self.plan.user.uid };
+                    login::program(uid, &self.plan.user.shell, &request.command, &mut variables)
+                } else {
+                    Program::plain(&request.command)
+                };
+                execute(&program, &variables, &streams)
+            }
             Err(error) => {
                 streams.complain(&format!("the session cannot be set up: {error}"));
                 125
@@ -233,22 +252,19 @@ impl Sessions {
 }
 
 /// Look the command up and execute it; return only with the exit code of a failure.
-fn execute(request: &Exec, variables: &[String], streams: &Streams) -> i32 {
+fn execute(program: &Program, variables: &[String], streams: &Streams) -> i32 {
     let to_c = |text: &String| CString::new(text.as_bytes());
     let (Ok(arguments), Ok(environment)) = (
-        request.command.iter().map(to_c).collect::<Result<Vec<_>, _>>(),
+        program.arguments.iter().map(to_c).collect::<Result<Vec<_>, _>>(),
         variables.iter().map(to_c).collect::<Result<Vec<_>, _>>(),
     ) else {
         streams.complain("the command line or a variable holds a NUL");
         return 125;
     };
-    let Some(name) = request.command.first() else {
-        streams.complain("no command");
-        return 125;
-    };
+    let name = &program.file;
     let path = variables.iter().find_map(|variable| variable.strip_prefix("PATH="));
     let candidates: Vec<CString> = if name.contains('/') {
-        arguments.first().cloned().into_iter().collect()
+        CString::new(name.as_bytes()).into_iter().collect()
     } else {
         let directories =
             path.unwrap_or("/usr/bin:/bin").split(':').filter(|directory| !directory.is_empty());

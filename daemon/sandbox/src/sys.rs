@@ -46,6 +46,14 @@ pub fn may_read_and_write(path: BorrowedFd<'_>) -> io::Result<()> {
     })
 }
 
+/// The number of a terminal, by its master: its name is `/dev/pts/` and that.
+pub fn terminal_number(master: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut number: libc::c_uint = 0;
+    // SAFETY: TIOCGPTN writes an unsigned int, which lives until the call returns.
+    check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) }.into())?;
+    Ok(number.into())
+}
+
 /// Bring up the loopback interface of this network namespace.
 pub fn loopback_up() -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};

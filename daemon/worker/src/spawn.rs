@@ -335,26 +335,23 @@ impl Spawner {
         Ok(())
     }
 
-    /// The handshake up to the maps; `meanwhile` is done while they are written, when the process is still the user's.
-    /// `None`: it ended instead.
-    async fn map<T, E: From<WorkerError>>(
+    /// The handshake up to the maps. `false`: it ended instead.
+    async fn map(
         &self,
         started: &mut Started,
         stdin: &mut tokio::process::ChildStdin,
-        meanwhile: impl Future<Output = Result<T, E>>,
-    ) -> Result<Option<T>, E> {
+    ) -> Result<bool, WorkerError> {
         let name = started.name.clone();
         match started.lines.event::<()>(&name).await? {
             Some(Event::Unshared) => {}
-            Some(_) => return Err(garbage(&name, b"an event out of order").into()),
-            None => return Ok(None),
+            Some(_) => return Err(garbage(&name, b"an event out of order")),
+            None => return Ok(false),
         }
         // Not reaped yet, so the pid is still this process's.
-        let Some(pid) = started.child.id() else { return Ok(None) };
-        let written = async { self.write_maps(pid).await.map_err(E::from) };
-        let ((), value) = tokio::try_join!(written, meanwhile)?;
+        let Some(pid) = started.child.id() else { return Ok(false) };
+        self.write_maps(pid).await?;
         stdin.write_all(b"\n").await.map_err(|source| WorkerError::Pipe { worker: name, source })?;
-        Ok(Some(value))
+        Ok(true)
     }
 
     /// Run a worker to its end.
@@ -442,8 +439,7 @@ impl Spawner {
         let name = started.name.clone();
         let Some(mut stdin) = started.child.stdin.take() else { return Ok(None) };
         let begin = async {
-            let nothing = std::future::ready(Ok::<_, WorkerError>(()));
-            if mapped && self.map(started, &mut stdin, nothing).await?.is_none() {
+            if mapped && !self.map(started, &mut stdin).await? {
                 return Ok(false);
             }
             match started.lines.event::<()>(&name).await? {
@@ -492,15 +488,16 @@ impl Spawner {
     }
 
     /// Start `casemate-init` from its sealed copy in memory and see it through to `ready`. From then on it lives without
-    /// us. Its plan is made by `prepare` while its ids are mapped, which others do and takes as long; it gets the pid
-    /// before there are namespaces or other processes.
-    pub async fn start_init<E>(
+    /// us. Its plan is made by `prepare` while it starts and its ids are mapped, which takes as long; it gets the pid, of
+    /// which no other process is made before the plan is there. What comes with the plan is done while init carries it out, and
+    /// must succeed as well. Gives init's first words.
+    pub async fn start_init<R: DeserializeOwned, E, F: Future<Output = Result<(), E>>>(
         &self,
         program: &OwnedFd,
         log: OwnedFd,
         descriptors: Vec<OwnedFd>,
-        prepare: impl AsyncFnOnce(u32) -> Result<Vec<u8>, E>,
-    ) -> Result<(), StartError<E>> {
+        prepare: impl AsyncFnOnce(u32) -> Result<(Vec<u8>, F), E>,
+    ) -> Result<R, StartError<E>> {
         let path = PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd()));
         let mut started = self.start(&path, "casemate-init", descriptors, Stdio::from(log))?;
         let Some(mut stdin) = started.child.stdin.take() else { return Err(started.died(None).await.into()) };
@@ -509,20 +506,28 @@ impl Spawner {
             // Not reaped yet, so the pid is still this process's.
             let Some(pid) = started.child.id() else { return Ok(None) };
             let prepared = async { prepare(pid).await.map_err(StartError::Prepare) };
-            let plan = match self.ids {
-                IdMode::Range { .. } => self.map(&mut started, &mut stdin, prepared).await?,
-                IdMode::Single { .. } => Some(prepared.await?),
+            let mapped = async {
+                match self.ids {
+                    IdMode::Range { .. } => Ok(self.map(&mut started, &mut stdin).await?),
+                    IdMode::Single { .. } => Ok(true),
+                }
             };
-            let Some(plan) = plan else { return Ok(None) };
+            let ((plan, meanwhile), mapped) = tokio::try_join!(prepared, mapped)?;
+            if !mapped {
+                return Ok(None);
+            }
             let written = stdin.write_all(&plan).await;
             written.map_err(|source| WorkerError::Pipe { worker: name.clone(), source })?;
             drop(stdin);
-            Ok(started.lines.event::<String>(&name).await?)
+            let meanwhile = async { meanwhile.await.map_err(StartError::Prepare) };
+            let event = async { started.lines.event::<R>(&name).await.map_err(StartError::from) };
+            let ((), event) = tokio::try_join!(meanwhile, event)?;
+            Ok(event)
         };
         let outcome = tokio::time::timeout(START, begin).await;
         match outcome {
             Err(_) => Err(WorkerError::Silent { worker: name, after: START }.into()),
-            Ok(Ok(Some(Event::Done { .. }))) => {
+            Ok(Ok(Some(Event::Done { result }))) => {
                 // The process that we started has made another one and ends; init itself is that other one. Nobody waits for the
                 // end of the first, but it must not be killed either: init has yet to tell it of its own birth.
                 tokio::spawn(async move {
@@ -530,7 +535,7 @@ impl Spawner {
                         tracing::warn!(worker = name, "what started it does not end");
                     }
                 });
-                Ok(())
+                Ok(result)
             }
             Ok(Ok(Some(Event::Failed { failure }))) => {
                 Err(WorkerError::Failed { worker: name, failure }.into())

@@ -47,6 +47,9 @@ pub trait Environment {
     /// Destroy method
     fn destroy(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
 
+    /// OpenLog method
+    fn open_log(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedFd>;
+
     /// GetLock method
     fn get_lock(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<String>;
 
@@ -124,6 +127,14 @@ pub trait Environment {
     /// OomKills property
     #[zbus(property)]
     fn oom_kills(&self) -> zbus::Result<u64>;
+
+    /// Command property
+    #[zbus(property)]
+    fn command(&self) -> zbus::Result<Vec<String>>;
+
+    /// Health property
+    #[zbus(property)]
+    fn health(&self) -> zbus::Result<String>;
 
     /// LastExitCode property
     #[zbus(property)]
