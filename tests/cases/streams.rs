@@ -115,6 +115,8 @@ fn a_terminal_of_the_environments_own() {
 #[test]
 fn a_window_that_closes() {
     let (world, project) = World::shared_environment("window", "");
+    // Else it ended with the shell, and what the job has to do at its end would be cut short.
+    world.run(&["start", "window"]);
     let sessions = || {
         let shown = world.run(&["show", "window"]);
         shown.lines().find_map(|line| line.strip_prefix("sessions")).expect("sessions").trim().to_owned()
@@ -137,6 +139,7 @@ fn a_window_that_closes() {
         wait_for("the job's end", || project.join(way).exists());
         wait_for("the session's end", || sessions() == "0");
     }
+    world.run(&["stop", "window"]);
 }
 
 /// Text typed before the shell reads, or before the client has its terminal in raw mode, arrives all the same.

@@ -1,10 +1,12 @@
 //! `sudo` inside, where the manifest grants it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use casemate_tests::typist::Typist;
 use casemate_tests::{World, text, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const GRANTED: &str = "[runtime]\nnetwork = \"none\"\nsudo = true\n[system]\npackages = [\"jq\"]\n";
 
@@ -69,28 +71,30 @@ fn signals(world: &World) {
         .expect("casemate");
     let mut out = BufReader::new(child.stdout.take().expect("pipe")).lines();
     assert_eq!(out.next().expect("a line").expect("text"), "ready");
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("kill");
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    kill(pid, Signal::SIGTERM).expect("kill");
     assert_eq!(out.next().expect("a line").expect("text"), "caught");
     assert_eq!(child.wait().expect("status").code(), Some(9));
 }
 
 fn at_a_terminal(world: &World) {
+    // What is typed before the prompt is there goes to what sudo runs, as everywhere.
     let mut typist = Typist::sit_down(world, &["enter", "sudo"]);
     typist.types("echo mine=$(tty) size=$(sudo stty size < /dev/tty | tr ' ' x)\n");
     typist.sees("mine=/dev/pts/");
     let line = typist.line();
     let mine = line.split_once(' ').expect("both").0.to_owned();
     assert!(line.ends_with("size=24x80"), "{line}");
+    typist.sees("$ ");
     typist.types("sudo sh -c 'echo terminal=$(tty) size=$(stty size | tr \" \" x) id=$(id -u)'\n");
     typist.sees("terminal=/dev/pts/");
     let line = typist.line();
     let (theirs, rest) = line.split_once(' ').expect("both");
     assert!(theirs != mine && rest == "size=24x80 id=0", "{line}, mine is {mine}");
+    typist.sees("$ ");
     // What runs as root is at another terminal: ^C goes there, and ours is as it was.
     typist.types("sudo sh -c 'echo ru\"\"ns; exec sleep 1000'\n");
     typist.sees("runs");
-    // What is typed before the prompt is there goes to what sudo runs, as everywhere.
     typist.types("\x03");
     typist.sees("^C");
     typist.sees("$ ");
@@ -180,4 +184,39 @@ fn a_socket_for_the_user_alone() {
     drop(child.stdin.take());
     assert!(child.wait().expect("status").success());
     wait_for("room", || world.exec(&["sudo-socket", "--", "sudo", "true"]).status.success());
+}
+
+/// Sessions come and go while the daemon cannot listen, more than init keeps for it.
+#[test]
+fn a_daemon_that_missed_what_happened() {
+    let world = World::with_environment("[runtime]\nnetwork = \"none\"\nsudo = true\n");
+    world.run(&["start", "demo"]);
+    let script = "read go; i=0; while [ $i -lt 600 ]; do sudo true || exit 9; i=$((i+1)); done; echo done; sudo sh -c 'echo more; read go'";
+    let mut child = world
+        .casemate(&["exec", "demo", "--", "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("casemate");
+    let sessions = || {
+        let shown: serde_json::Value =
+            serde_json::from_str(&world.run(&["show", "demo", "--json"])).expect("JSON");
+        shown["sessions"].as_u64()
+    };
+    wait_for("the session", || sessions() == Some(1));
+    let daemon = Pid::from_raw(i32::try_from(world.daemon_pid()).expect("a pid"));
+    kill(daemon, Signal::SIGSTOP).expect("kill");
+    let mut stdin = child.stdin.take().expect("pipe");
+    let mut out = BufReader::new(child.stdout.take().expect("pipe")).lines();
+    stdin.write_all(b"go\n").expect("written");
+    for expected in ["done", "more"] {
+        assert_eq!(out.next().expect("a line").expect("text"), expected);
+    }
+    kill(daemon, Signal::SIGCONT).expect("kill");
+    // The shell's and the last one of sudo's.
+    wait_for("the daemon's knowledge", || sessions() == Some(2));
+    assert!(world.daemon_log().contains("notices were lost"), "{}", world.daemon_log());
+    drop(stdin);
+    assert!(!child.wait().expect("status").success(), "read was not told of the end");
+    wait_for("the sessions' end", || sessions() == Some(0));
 }

@@ -44,6 +44,14 @@ pub struct Peer {
     pub pid: rustix::process::Pid,
 }
 
+/// What init says.
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged)]
+pub enum Word {
+    Reply(Reply),
+    Notice(Notice),
+}
+
 pub struct Control {
     path: PathBuf,
     socket: AsyncFd<OwnedFd>,
@@ -78,8 +86,8 @@ impl Control {
         Ok(unsafe { AsyncFd::register(socket) }.map_err(std::io::Error::from)?)
     }
 
-    /// Leave a connection on which an answer is still to come, for one to the same process.
-    fn reconnect(&mut self) -> Result<(), ControlError> {
+    /// Leave a connection on which an answer is still to come, or nothing any more, for one to the same process.
+    pub fn reconnect(&mut self) -> Result<(), ControlError> {
         let was = self.peer()?.pid;
         use rustix::io::Errno;
         self.socket = match Self::socket(&self.path) {
@@ -184,12 +192,6 @@ impl Control {
         }
     }
 
-    /// The answer to a request that was only sent, however long it takes.
-    pub async fn reply(&self) -> Result<Reply, ControlError> {
-        let (bytes, _) = self.receive().await?;
-        parse(&bytes)
-    }
-
     /// Whether the other end is.
     pub fn is_closed(&self) -> Result<bool, ControlError> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -198,8 +200,9 @@ impl Control {
         Ok(!ready[0].revents().is_empty())
     }
 
-    /// The next notice after [`Request::Watch`]; [`ControlError::Closed`] when init is gone.
-    pub async fn notice(&self) -> Result<Notice, ControlError> {
+    /// What comes next, however long it takes, where requests were only sent; [`ControlError::Closed`] when init is gone, or did
+    /// not get rid of its notices.
+    pub async fn next(&self) -> Result<Word, ControlError> {
         let (bytes, _) = self.receive().await?;
         parse(&bytes)
     }

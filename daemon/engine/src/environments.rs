@@ -1,6 +1,6 @@
 //! Environments: started, watched, stopped, destroyed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use casemate_worker::protocol::TreeRequest;
 use crate::api::{Change, ProcessInfo, State};
 use crate::build::unenforced;
 use crate::cgroups::{Group, ScopeError};
-use crate::control::ControlError;
+use crate::control::{ControlError, Word};
 use crate::error::Error;
 use crate::jobs::{Job, now};
 use crate::records::EnvironmentRecord;
@@ -279,16 +279,38 @@ impl Inner {
 
     /// Until init is gone.
     async fn follow_notices(&self, id: &Id, sandbox: &Sandbox) {
+        let mut watch = sandbox.watch.lock().await;
         let result: Result<(), ControlError> = async {
-            for _ in 0..sandbox.owed.swap(0, Ordering::Relaxed) {
-                // However long it takes: an init that is frozen answers when it is thawed.
-                if let Reply::Hello { linger, version, .. } = sandbox.watch.reply().await? {
-                    sandbox.linger.store(linger, Ordering::Relaxed);
-                    sandbox.protocol.store(version, Ordering::Relaxed);
-                }
-            }
+            // Sessions that were told of since notices were lost, until all have been.
+            let mut told: Option<BTreeSet<u64>> = None;
             loop {
-                self.noticed(id, sandbox.watch.notice().await?);
+                match watch.next().await {
+                    Ok(Word::Reply(Reply::Hello { linger, version, .. })) => {
+                        sandbox.linger.store(linger, Ordering::Relaxed);
+                        sandbox.protocol.store(version, Ordering::Relaxed);
+                        if let Some(told) = told.take() {
+                            self.forget_others(id, &told);
+                        }
+                    }
+                    Ok(Word::Reply(_)) => {}
+                    Ok(Word::Notice(notice)) => {
+                        if let (Some(told), Notice::Started { session, .. }) = (&mut told, &notice) {
+                            told.insert(*session);
+                        }
+                        self.noticed(id, notice);
+                    }
+                    // Init drops a watcher that does not keep up. Is it gone? Then nobody can be reached.
+                    Err(ControlError::Closed) => {
+                        watch.reconnect()?;
+                        tracing::warn!(environment = %id, "init's notices were lost; it is asked again");
+                        told = Some(BTreeSet::new());
+                        // The answer to the second tells that all answers to the first have come.
+                        for request in [Request::Watch, Request::Hello] {
+                            watch.send(&request, &[]).await?;
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         .await;
@@ -296,6 +318,24 @@ impl Inner {
             Ok(()) | Err(ControlError::Closed) => {}
             Err(error) => tracing::warn!(environment = %id, %error, "init's notices broke off"),
         }
+    }
+
+    /// Sessions whose end was missed; nobody knows how they ended.
+    fn forget_others(&self, id: &Id, running: &BTreeSet<u64>) {
+        let key = id.to_string();
+        let ended = self.with_environment(id, |environment| {
+            // One without a pid is about to be started.
+            let is_over = |(number, session): (&u64, &ProcessInfo)| {
+                (session.pid != 0 && !running.contains(number)).then_some(*number)
+            };
+            let ended: Vec<u64> = environment.sessions.iter().filter_map(is_over).collect();
+            ended.iter().for_each(|number| drop(environment.sessions.remove(number)));
+            ended
+        });
+        for session in ended.unwrap_or_default() {
+            self.tell(Change::ProcessEnded((key.clone(), session), false, 0));
+        }
+        self.tell(Change::EnvironmentChanged(key));
     }
 
     fn noticed(&self, id: &Id, notice: Notice) {

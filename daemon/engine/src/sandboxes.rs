@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use casemate_sandbox::control::{Exec, ExitStatus, Ready, Reply, Request};
@@ -32,8 +32,8 @@ pub struct Identity {
 pub struct Sandbox {
     /// Requests; one at a time.
     pub control: tokio::sync::Mutex<Control>,
-    /// Notices.
-    pub watch: Control,
+    /// Notices, and before them answers to what was sent with [`Request::Watch`]. Whoever follows them holds it.
+    pub watch: tokio::sync::Mutex<Control>,
     pub pidfd: OwnedFd,
     pub linger: AtomicBool,
     /// The version that its init speaks; of one that is frozen the oldest, until it tells.
@@ -43,8 +43,6 @@ pub struct Sandbox {
     /// `None` where there are no control groups, and for throwaway sandboxes.
     pub group: Option<Group>,
     pub paused: AtomicBool,
-    /// Answers that come on `watch` before it is a stream of notices.
-    pub owed: AtomicUsize,
     /// Limits that were asked for and are not in force.
     pub unenforced: std::sync::Mutex<Vec<String>>,
 }
@@ -183,9 +181,7 @@ impl Sandbox {
         }
         let user_namespaces = [ready.outer_user_namespace, ready.inner_user_namespace];
         remember(directory, is, user_namespaces)?;
-        let sandbox = Self::new(control, watch, pidfd, user_namespaces, group(peer, id));
-        sandbox.owed.store(1, Ordering::Relaxed);
-        Ok(sandbox)
+        Ok(Self::new(control, watch, pidfd, user_namespaces, group(peer, id)))
     }
 
     fn new(
@@ -197,14 +193,13 @@ impl Sandbox {
     ) -> Self {
         Self {
             control: tokio::sync::Mutex::new(control),
-            watch,
+            watch: tokio::sync::Mutex::new(watch),
             pidfd,
             linger: AtomicBool::new(false),
             protocol: AtomicU32::new(VERSION),
             user_namespaces,
             group,
             paused: AtomicBool::new(false),
-            owed: AtomicUsize::new(0),
             unenforced: Default::default(),
         }
     }
@@ -234,7 +229,6 @@ impl Sandbox {
         sandbox.linger.store(true, Ordering::Relaxed);
         sandbox.paused.store(true, Ordering::Relaxed);
         sandbox.protocol.store(OLDEST, Ordering::Relaxed);
-        sandbox.owed.store(2, Ordering::Relaxed);
         Ok(Some(sandbox))
     }
 
