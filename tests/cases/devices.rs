@@ -59,6 +59,8 @@ fn specify(world: &World) {
     fs::create_dir_all(&directory).expect("directory");
     let home = std::env::var("HOME").expect("HOME");
     fs::write(directory.join("test.yaml"), SPECIFICATION.replace("HOME", &home)).expect("specification");
+    // Another vendor's, which does not keep ours from anybody.
+    fs::write(directory.join("broken.yaml"), "cdiVersion: [").expect("specification");
 }
 
 fn build(world: &World, hardware: &str) {
@@ -155,6 +157,11 @@ fn what_is_not_there_is_named(world: &World) {
         world,
         "[devices]\nallowed = [\"test.example/device=*\", \"no.such/thing=all\", \"gpu\", \"audio\", \"input\", \"kvm\"]\n",
     );
+    // What cannot be read may have been about it.
+    build(world, "devices = [\"no.such/thing=all\"]");
+    let error = world.refused(&["exec", "demo", "--", "true"]);
+    assert!(error.contains("broken.yaml: it cannot be read"), "{error}");
+    fs::remove_file(world.config().join("cdi/broken.yaml")).expect("removed");
     for (name, said) in [
         ("test.example/device=hooked", "createContainer"),
         ("test.example/device=gone", "/dev/no-such-device is not there"),
@@ -221,7 +228,7 @@ fn plan(root: &Path, number: u64) -> Vec<u8> {
     let meta = fs::metadata(root).expect("root");
     let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
     let plan = json!({
-        "version": 2, "id": "swap", "hostname": "swap",
+        "version": 3, "id": "swap", "hostname": "swap",
         "root": {"root": "directory", "source": {"path": root, "inode": {"device": meta.dev(), "inode": meta.ino()}}},
         "ids": {"ids": "range", "user": uid, "group": gid},
         "user": {"name": "u", "uid": uid, "gid": gid, "home": "/home/u", "shell": "/bin/sh"},
@@ -229,7 +236,7 @@ fn plan(root: &Path, number: u64) -> Vec<u8> {
         "grants": {"devices": [
             {"name": "fuse", "path": "/dev/fuse", "is_block": false, "number": number, "target": "/dev/fuse", "is_needed": true}
         ], "keep_groups": false, "files": [], "variables": []},
-        "deny_unix_sockets": false, "linger": false, "born_in_group": false,
+        "deny_unix_sockets": false, "linger": false, "stop_signal": 15, "stop_timeout": 0, "born_in_group": false,
     });
     serde_json::to_vec(&plan).expect("JSON")
 }

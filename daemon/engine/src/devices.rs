@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use casemate_manifest::MountQuestion;
-use casemate_manifest::cdi::{self, DeviceMount, Node, Notation, Parts};
+use casemate_manifest::cdi::{self, CdiError, DeviceMount, Node, Notation, Parts};
 use casemate_sandbox::plan::{Device, Grants, Mount};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -138,7 +138,7 @@ fn mount(judge: &Judge<'_>, mount: &DeviceMount) -> Result<Mount, Error> {
 impl Inner {
     fn specification(&self, device: &str) -> Result<Parts, Error> {
         let own = self.settings.configuration.first().map(|own| own.join("cdi"));
-        let mut found = None;
+        let (mut found, mut unreadable) = (None, None);
         for directory in SPECIFICATIONS.map(PathBuf::from).into_iter().chain(own) {
             let entries = match std::fs::read_dir(&directory) {
                 Ok(entries) => entries,
@@ -154,22 +154,30 @@ impl Inner {
                     _ => continue,
                 };
                 let Some(text) = configuration::read(&path)? else { continue };
-                let parts = cdi::parts(&text, notation, device)
-                    .map_err(|source| Error::Cdi { path: path.clone(), source })?;
+                let parts = match cdi::parts(&text, notation, device) {
+                    // It may be about other devices; if it is about this one, nobody else is.
+                    Err(source @ (CdiError::Syntax(_) | CdiError::Version(_))) => {
+                        tracing::warn!(path = %path.display(), error = %source, "passed over");
+                        unreadable = Some(Error::Cdi { path, source });
+                        continue;
+                    }
+                    parts => parts.map_err(|source| Error::Cdi { path: path.clone(), source })?,
+                };
                 if parts.is_some() && here.is_some() {
-                    let source = cdi::CdiError::Twice { device: device.to_owned() };
+                    let source = CdiError::Twice { device: device.to_owned() };
                     return Err(Error::Cdi { path: directory, source });
                 }
                 here = here.or(parts);
             }
             found = here.or(found);
         }
-        found.ok_or_else(|| Error::NotFound {
+        let missing = || Error::NotFound {
             what: "device",
             name: device.to_owned(),
             remedy: "no specification in /etc/cdi, /var/run/cdi or ~/.config/casemate/cdi has it: make one (as with \
                      `nvidia-ctk cdi generate`), or remove it from [hardware]",
-        })
+        };
+        found.ok_or_else(|| unreadable.unwrap_or_else(missing))
     }
 
     /// What init is to grant, and to mount for it.
