@@ -1,6 +1,7 @@
 //! All end-to-end tests, one binary.
 
 mod cases {
+    pub mod beside;
     pub mod bus;
     pub mod client;
     pub mod confinement;
