@@ -50,6 +50,8 @@ pub struct Peer {
 pub enum Word {
     Reply(Reply),
     Notice(Notice),
+    /// A later init's.
+    Other(serde::de::IgnoredAny),
 }
 
 pub struct Control {

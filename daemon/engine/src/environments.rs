@@ -83,6 +83,8 @@ pub(crate) struct Wanted {
     pub unenforced_limits: bool,
 }
 
+/// Before init is asked again for its notices: it may have more to tell than we can hear.
+const AGAIN: Duration = Duration::from_millis(200);
 /// An init without sessions ends at once; one that takes longer has got a new one.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -281,20 +283,20 @@ impl Inner {
     async fn follow_notices(&self, id: &Id, sandbox: &Sandbox) {
         let mut watch = sandbox.watch.lock().await;
         let result: Result<(), ControlError> = async {
-            // Sessions that were told of since notices were lost, until all have been.
-            let mut told: Option<BTreeSet<u64>> = None;
+            // Sessions that were known when notices were lost, and those told of since, until all have been.
+            let mut told: Option<(BTreeSet<u64>, BTreeSet<u64>)> = None;
             loop {
                 match watch.next().await {
                     Ok(Word::Reply(Reply::Hello { linger, version, .. })) => {
                         sandbox.linger.store(linger, Ordering::Relaxed);
                         sandbox.protocol.store(version, Ordering::Relaxed);
-                        if let Some(told) = told.take() {
-                            self.forget_others(id, &told);
+                        if let Some((known, told)) = told.take() {
+                            self.forget_sessions(id, &known - &told);
                         }
                     }
-                    Ok(Word::Reply(_)) => {}
+                    Ok(Word::Reply(_) | Word::Other(_)) => {}
                     Ok(Word::Notice(notice)) => {
-                        if let (Some(told), Notice::Started { session, .. }) = (&mut told, &notice) {
+                        if let (Some((_, told)), Notice::Started { session, .. }) = (&mut told, &notice) {
                             told.insert(*session);
                         }
                         self.noticed(id, notice);
@@ -303,7 +305,8 @@ impl Inner {
                     Err(ControlError::Closed) => {
                         watch.reconnect()?;
                         tracing::warn!(environment = %id, "init's notices were lost; it is asked again");
-                        told = Some(BTreeSet::new());
+                        tokio::time::sleep(AGAIN).await;
+                        told = Some((self.started_sessions(id), BTreeSet::new()));
                         // The answer to the second tells that all answers to the first have come.
                         for request in [Request::Watch, Request::Hello] {
                             watch.send(&request, &[]).await?;
@@ -320,20 +323,24 @@ impl Inner {
         }
     }
 
-    /// Sessions whose end was missed; nobody knows how they ended.
-    fn forget_others(&self, id: &Id, running: &BTreeSet<u64>) {
-        let key = id.to_string();
-        let ended = self.with_environment(id, |environment| {
-            // One without a pid is about to be started.
-            let is_over = |(number, session): (&u64, &ProcessInfo)| {
-                (session.pid != 0 && !running.contains(number)).then_some(*number)
-            };
-            let ended: Vec<u64> = environment.sessions.iter().filter_map(is_over).collect();
-            ended.iter().for_each(|number| drop(environment.sessions.remove(number)));
-            ended
+    /// Those that have a process; others are about to be started.
+    fn started_sessions(&self, id: &Id) -> BTreeSet<u64> {
+        let started = self.with_environment(id, |environment| {
+            let started = environment.sessions.iter().filter(|(_, session)| session.pid != 0);
+            started.map(|(number, _)| *number).collect()
         });
-        for session in ended.unwrap_or_default() {
-            self.tell(Change::ProcessEnded((key.clone(), session), false, 0));
+        started.unwrap_or_default()
+    }
+
+    /// Their end was missed; nobody knows how they ended.
+    fn forget_sessions(&self, id: &Id, ended: BTreeSet<u64>) {
+        let key = id.to_string();
+        for session in ended {
+            let was_there =
+                self.with_environment(id, |environment| environment.sessions.remove(&session).is_some());
+            if matches!(was_there, Ok(true)) {
+                self.tell(Change::ProcessEnded((key.clone(), session), false, 0));
+            }
         }
         self.tell(Change::EnvironmentChanged(key));
     }

@@ -81,7 +81,7 @@ impl<'de> Deserialize<'de> for StopSignal {
             Name(String),
         }
         let found = match Written::deserialize(deserializer) {
-            Ok(Written::Number(number)) => (1..=64).contains(&number).then_some(number),
+            Ok(Written::Number(number)) => (1..32).contains(&number).then_some(number),
             Ok(Written::Name(name)) => {
                 let bare = name.strip_prefix("SIG").unwrap_or(&name);
                 SIGNALS.iter().find(|(known, _)| *known == bare).map(|(_, number)| *number)
@@ -91,7 +91,7 @@ impl<'de> Deserialize<'de> for StopSignal {
         let names = || SIGNALS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         found
             .map(Self)
-            .ok_or_else(|| D::Error::custom(format!("give one of {}, or a number up to 64", names())))
+            .ok_or_else(|| D::Error::custom(format!("give one of {}, or a number below 32", names())))
     }
 }
 
@@ -252,7 +252,7 @@ mod tests {
             ("[runtime.health]\ncommand = \"x\"", "needs runtime.command"),
             ("command = \"x\"\nrestart = \"sometimes\"", "unknown variant"),
             ("stop_signal = \"STOP\"", "give one of HUP"),
-            ("stop_signal = 65", "give one of HUP"),
+            ("stop_signal = 37", "give one of HUP"),
             ("stop_timeout = 90000", "from 0 to 86400"),
             ("command = \"x\"\n[runtime.health]\ncommand = \"y\"\ninterval = 0", "from 1 to 86400"),
             ("command = \"x\"\n[runtime.health]\ncommand = \"y\"\nretries = 0", "from 1 to 1000"),

@@ -17,8 +17,8 @@ pub const PROGRAM: &str = "/usr/local/bin/sudo";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Once for each connection. Descriptors: standard input, output, error and the pipe for the exit status; with `terminal`
-    /// the status pipe alone. Answered by [`Reply::Started`](crate::control::Reply), with the master of the terminal.
+    /// Once for each connection. Descriptors: standard input, output and error, or, with `terminal`, none. Answered by
+    /// [`Reply::Started`](crate::control::Reply), with a pipe from which the exit status is read, and the terminal's master.
     Run(Run),
     /// To the session of this connection. Answered likewise, by `done` or `refused`.
     Signal { signal: i32 },
@@ -31,7 +31,9 @@ pub struct Run {
     pub command: Vec<String>,
     pub login: bool,
     pub environment: Vec<String>,
-    /// Root's home where root cannot enter it: the user's directories need not be open to root of the environment.
+    /// Absolute. Root's home where root cannot enter it and `directory_optional`: the user's directories need not be open to
+    /// root of the environment.
     pub directory: String,
+    pub directory_optional: bool,
     pub terminal: Option<Size>,
 }

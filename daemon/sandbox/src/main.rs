@@ -20,6 +20,7 @@ mod service;
 mod session;
 mod sys;
 mod syscalls;
+mod terminal;
 mod utmp;
 mod verdicts;
 
@@ -76,6 +77,8 @@ pub enum InitError {
     Keeper(String),
     #[error("descriptors are missing from the request")]
     Descriptors,
+    #[error("the descriptor for the exit status is no pipe")]
+    Status,
     #[error(transparent)]
     Confine(#[from] ConfineError),
     #[error("the plan cannot be read: {0}")]

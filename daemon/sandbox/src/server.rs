@@ -11,18 +11,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, Uid, fork, setfsuid};
+use nix::unistd::{ForkResult, Pid, Uid, fork};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags,
 };
 
 use crate::InitError;
-use crate::inside::{Askers, Inside};
+use crate::inside::Inside;
 use crate::mounts::step;
 use crate::service::Supervisor;
 use crate::session::{Sessions, Streams};
-use crate::sys;
+use crate::terminal;
 use crate::utmp::Utmp;
 
 /// Connections at a time: the daemon has two.
@@ -66,7 +66,9 @@ pub struct Server {
 pub struct State {
     running: BTreeMap<i32, Running>,
     connections: Vec<Connection>,
-    pub askers: Askers,
+    askers: u64,
+    /// A daemon has made contact: it does so when what the environment consists of was checked.
+    is_known: bool,
     pub supervisor: Option<Supervisor>,
     linger: bool,
     used: bool,
@@ -83,20 +85,29 @@ impl Server {
             supervisor,
             running: BTreeMap::new(),
             connections: Vec::new(),
-            askers: Askers::default(),
+            askers: 0,
+            is_known: false,
             linger: self.sessions.plan.linger,
             used: false,
             began: Instant::now(),
             stop_at: None,
             hang_up_at: None,
         };
+        let ended = self.until_the_end(&mut state);
+        if let Some(supervisor) = &mut state.supervisor {
+            supervisor.take_all_output();
+        }
+        ended
+    }
+
+    fn until_the_end(&self, state: &mut State) -> Result<(), InitError> {
         loop {
             let now = Instant::now();
             if state.stop_at.is_some_and(|at| now >= at || state.running.is_empty()) {
                 return Ok(());
             }
-            if !state.is_stopping() {
-                self.supervise(&mut state, now);
+            if !state.is_stopping() && state.is_known {
+                self.supervise(state, now);
             }
             let due =
                 state.supervisor.as_ref().filter(|_| !state.is_stopping()).and_then(Supervisor::deadline);
@@ -118,38 +129,32 @@ impl Server {
                 }
                 deadline = Some(deadline.map_or(at, |other| other.min(at)));
             }
-            let ready = self.wait(&state, deadline)?;
+            let ready = self.wait(state, deadline)?;
             if ready[0] {
                 while let Ok(Some(signal)) = self.signals.read_signal() {
                     // The service manager's, at the end of the user's session: from within one has a pid here.
                     if signal.ssi_signo == Signal::SIGTERM as u32 && signal.ssi_pid == 0 {
-                        self.begin_stop(&mut state, Duration::from_secs(self.sessions.plan.stop_timeout));
+                        self.begin_stop(state, Duration::from_secs(self.sessions.plan.stop_timeout));
                     }
                 }
-                self.reap(&mut state);
+                self.reap(state);
             }
             // The newest connections are at the end: serve the old ones first, so that indexes hold.
-            let (known, askers) = (state.connections.len(), state.askers.all().len());
-            let first = FIXED + known;
-            let closed: Vec<usize> = (0..known)
-                .filter(|index| ready[FIXED + index] && !self.serve_one(&mut state, *index))
-                .collect();
-            let left: Vec<usize> = (0..askers)
-                .filter(|index| ready[first + index] && !self.serve_asker(&mut state, *index))
-                .collect();
+            let known = state.connections.len();
+            let closed: Vec<usize> =
+                (0..known).filter(|index| ready[FIXED + index] && !self.serve_one(state, *index)).collect();
             if let (true, Some(supervisor)) = (ready[3], &mut state.supervisor) {
                 supervisor.take_output();
             }
             if ready[1] {
-                self.accept(&mut state);
+                self.accept(state);
             }
-            if let (true, Some(inside)) = (ready[2], &self.inside) {
-                inside.accept(&mut state.askers);
+            if ready[2] && self.asked(state).is_some() {
+                self.accept_asker(state);
             }
             for index in closed.into_iter().rev() {
                 state.connections.remove(index);
             }
-            left.into_iter().rev().for_each(|index| state.askers.close(index));
         }
     }
 
@@ -159,12 +164,11 @@ impl Server {
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
             // The listener stands in for what there is not: nothing comes in twice.
-            PollFd::new(self.inside.as_ref().map_or(self.listener.as_fd(), Inside::as_fd), PollFlags::POLLIN),
+            PollFd::new(self.asked(state).unwrap_or(self.listener.as_fd()), PollFlags::POLLIN),
             PollFd::new(output.unwrap_or(self.listener.as_fd()), PollFlags::POLLIN),
         ];
-        let sockets = state.connections.iter().map(|connection| &connection.socket);
-        let sockets = sockets.chain(state.askers.all().iter().map(|asker| &asker.socket));
-        descriptors.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        descriptors
+            .extend(state.connections.iter().map(|c| PollFd::new(c.socket.as_fd(), PollFlags::POLLIN)));
         let timeout = match deadline {
             None => PollTimeout::NONE,
             Some(at) => {
@@ -191,7 +195,6 @@ impl Server {
             let session = state.running.remove(&pid.as_raw());
             self.supervised(state, pid.as_raw(), status);
             let Some(session) = session else { continue };
-            state.askers.ended(pid.as_raw());
             let line = match status {
                 ExitStatus::Exit(code) => format!("exit {code}\n"),
                 ExitStatus::Signal(signal) => format!("signal {signal}\n"),
@@ -215,6 +218,7 @@ impl Server {
             .is_ok_and(|peer| peer.uid() == self.sessions.user().as_raw() && peer.pid() == 0);
         if rightful && state.connections.len() < CONNECTIONS_MAX {
             state.connections.push(Connection { socket, watches: false });
+            state.is_known = true;
         }
     }
 
@@ -333,24 +337,13 @@ impl Server {
         let (streams, terminal, master) = match request.terminal {
             None => (Streams::Given([next()?, next()?, next()?]), None, None),
             Some(size) => {
-                use rustix::pty::OpenptFlags;
-                let master = open_master(if request.root { Uid::from_raw(0) } else { self.sessions.user() })?;
-                step("unlock a terminal", rustix::pty::unlockpt(&master))?;
-                let window = rustix::termios::Winsize {
-                    ws_row: size.rows,
-                    ws_col: size.columns,
-                    ws_xpixel: 0,
-                    ws_ypixel: 0,
-                };
-                step("size a terminal", rustix::termios::tcsetwinsize(&master, window))?;
-                let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-                let slave = step("open a terminal", rustix::pty::ioctl_tiocgptpeer(&master, flags))?;
-                let number = step("look at a terminal", sys::terminal_number(master.as_fd()))?;
-                (Streams::Terminal(slave), Some(number), Some(master))
+                let owner = if request.root { Uid::from_raw(0) } else { self.sessions.user() };
+                let (slave, terminal) = terminal::open(owner, size)?;
+                (Streams::Terminal(slave), Some(terminal.number), Some(terminal.master))
             }
         };
         let status = next()?;
-        step("look at the status pipe", rustix::fs::fcntl_getfl(&status))?;
+        prepare_status(&status)?;
         // SAFETY: init has a single thread, and the child executes or ends without returning here.
         match step("fork", unsafe { fork() })? {
             ForkResult::Child => self.sessions.run(&request, streams),
@@ -359,6 +352,11 @@ impl Server {
                 let raw = rustix::process::Pid::from_raw(pid).ok_or(InitError::Descriptors)?;
                 // Not reaped before the next turn of the loop: the pid is still the child's.
                 let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty());
+                if pidfd.is_err() {
+                    // A session that nobody could hold is none.
+                    let _ = kill(child, Signal::SIGKILL);
+                }
+                let pidfd = step("open a pidfd", pidfd)?;
                 if let Some(number) = terminal {
                     let user = if request.root { "root" } else { &self.sessions.plan.user.name };
                     self.utmp.note(number, pid, Some(user));
@@ -371,7 +369,7 @@ impl Server {
                     terminal,
                 };
                 self.enter(state, pid, session);
-                let mut answer = vec![step("open a pidfd", pidfd)?];
+                let mut answer = vec![pidfd];
                 answer.extend(master);
                 Ok((Reply::Started { session: request.session, pid }, answer))
             }
@@ -380,6 +378,16 @@ impl Server {
 }
 
 impl State {
+    pub fn numbers(&self) -> impl Iterator<Item = u64> {
+        self.running.values().map(|session| session.number)
+    }
+
+    /// How many have asked before.
+    pub fn next_asker(&mut self) -> u64 {
+        self.askers += 1;
+        self.askers - 1
+    }
+
     pub fn lingers(&self) -> bool {
         self.linger
     }
@@ -410,19 +418,15 @@ impl Running {
     }
 }
 
-/// A terminal of the environment's own devpts (/dev/ptmx leads to /dev/pts/ptmx). It belongs to whoever opens it, so that
-/// init, which may change nobody's files, need not give it away.
-fn open_master(owner: Uid) -> Result<OwnedFd, InitError> {
-    use rustix::pty::{OpenptFlags, openpt};
-    let own = setfsuid(owner);
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);
-    // The call tells no failure, but whose files were ours until now.
-    let was = setfsuid(own);
-    let master = step("open a terminal", master)?;
-    if was != owner {
-        return step("open a terminal", Err(std::io::Error::other("the kernel refuses the user's id")));
+/// Who gives us a pipe that is full, or something else, must not be able to hold us up at the session's end.
+fn prepare_status(status: &OwnedFd) -> Result<(), InitError> {
+    use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+    let kind = step("look at the status pipe", fstat(status))?.st_mode;
+    if FileType::from_raw_mode(kind) != FileType::Fifo {
+        return Err(InitError::Status);
     }
-    Ok(master)
+    let flags = step("look at the status pipe", fcntl_getfl(status))?;
+    step("set the status pipe", fcntl_setfl(status, flags | OFlags::NONBLOCK))
 }
 
 /// Tell every watcher; one that does not keep up with its socket's buffer is dropped, and the daemon asks again.

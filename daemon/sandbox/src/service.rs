@@ -24,6 +24,11 @@ const STABLE: Duration = Duration::from_secs(10);
 /// Most bytes of its log; then the older half goes.
 const LOG_MAX: u64 = 8 << 20;
 
+/// Read at a time.
+const BLOCK: usize = 16 << 10;
+/// What a pipe holds at most, however it is set (`fs.pipe-max-size`).
+const PIPE_MAX: usize = 1 << 20;
+
 enum Phase {
     Idle,
     Running(i32),
@@ -58,17 +63,28 @@ struct Log {
 }
 
 impl Log {
-    /// Take what has come; the end of the pipe is the end of all that hold it.
-    fn take(&mut self) {
-        let Some(pipe) = &self.pipe else { return };
-        let mut block = [0; 16 << 10];
+    /// Take what has come, and say whether there was something; the end of the pipe is the end of all that hold it.
+    fn take(&mut self) -> bool {
+        let Some(pipe) = &self.pipe else { return false };
+        let mut block = [0; BLOCK];
         match rustix::io::read(pipe, &mut block) {
             Ok(0) => self.pipe = None,
             // A full disk costs the log, not the command.
             Ok(count) => {
                 let _ = self.write(&block[..count]);
+                return true;
             }
             Err(_) => {}
+        }
+        false
+    }
+
+    /// Take all that is in the pipe. Who is still writing does not keep us.
+    fn take_all(&mut self) {
+        for _ in 0..PIPE_MAX / BLOCK {
+            if !self.take() {
+                return;
+            }
         }
     }
 
@@ -126,6 +142,11 @@ impl Supervisor {
         self.log.take();
     }
 
+    /// What was printed last, before the end.
+    pub fn take_all_output(&mut self) {
+        self.log.take_all();
+    }
+
     /// When there is next something to do, unless something happens before.
     pub fn deadline(&self) -> Option<Instant> {
         let due = match self.phase {
@@ -144,11 +165,16 @@ impl Supervisor {
     fn ended(&mut self, pid: i32, status: ExitStatus, now: Instant) -> Ended {
         if self.check.as_ref().is_some_and(|check| check.pid == pid) {
             self.check = None;
-            return self.checked(status == ExitStatus::Exit(0), now);
+            // One that outlives the command says nothing about the next one.
+            return match self.phase {
+                Phase::Running(_) => self.checked(status == ExitStatus::Exit(0), now),
+                _ => Ended::Other,
+            };
         }
         if !matches!(self.phase, Phase::Running(running) if running == pid) {
             return Ended::Other;
         }
+        self.log.take_all();
         let again = match self.service.restart {
             Restart::Always => true,
             Restart::OnFailure => status != ExitStatus::Exit(0),
@@ -379,6 +405,7 @@ mod tests {
         let begin = one.began;
         let mut check = |after: u64, sound: bool| {
             let now = begin + Duration::from_secs(after);
+            one.phase = Phase::Running(7);
             one.check = Some(Check { pid: 9, until: now });
             one.ended(9, ExitStatus::Exit(i32::from(!sound)), now);
             one.health

@@ -172,7 +172,7 @@ fn environment(options: &Options, wanted: &Wanted, target: &Target) -> Vec<Strin
     variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-/// A connection to init: whoever listens must be PID 1 of this namespace and root of it.
+/// A connection to init: whoever listens must be PID 1 of this namespace, which nobody else can be.
 fn connect() -> Result<OwnedFd, Failure> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
@@ -184,7 +184,7 @@ fn connect() -> Result<OwnedFd, Failure> {
         other => step("reach init", other)?,
     }
     let peer = step("look at init", rustix::net::sockopt::socket_peercred(&socket))?;
-    if peer.pid.as_raw_nonzero().get() != 1 || peer.uid.as_raw() != 0 {
+    if peer.pid.as_raw_nonzero().get() != 1 {
         return Err(Failure::Impostor);
     }
     Ok(socket)
@@ -248,6 +248,11 @@ fn execute(target: &Target, wanted: &Wanted, environment: Vec<String>) -> Result
     Ok(if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
 }
 
+/// What a directory is relative to.
+fn base<'a>(directory: &str, own: &'a str) -> &'a str {
+    if directory.starts_with('/') { "" } else { own }
+}
+
 fn run(options: &Options) -> Result<u8, Failure> {
     let is_root = rustix::process::geteuid().is_root();
     if options.validate || (options.reset_timestamp && options.words.is_empty()) {
@@ -272,7 +277,12 @@ fn run(options: &Options) -> Result<u8, Failure> {
         command: wanted.command.clone(),
         login: wanted.login,
         environment: variables,
-        directory: options.chdir.clone().unwrap_or(own),
+        // Where it was asked for by name, nothing runs elsewhere.
+        directory: options
+            .chdir
+            .as_ref()
+            .map_or(own.clone(), |asked| format!("{}/{asked}", base(asked, &own))),
+        directory_optional: options.chdir.is_none(),
         terminal: None,
     };
     if !target.is_root() {
@@ -284,24 +294,24 @@ fn run(options: &Options) -> Result<u8, Failure> {
         words.extend(wanted.variables.iter().cloned());
         words.extend(wanted.command.iter().cloned());
         (asked.command, asked.login) = (words, false);
-    } else if wanted.login {
+    } else if wanted.login && options.chdir.is_none() {
         asked.directory = target.home.clone();
     }
     let socket = connect()?;
     let terminal = relay::terminal();
     asked.terminal = terminal.map(|size| Size { rows: size.ws_row, columns: size.ws_col });
-    let (status, status_in) = step("make a pipe", rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC))?;
     let signals = relay::Signals::catch()?;
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), status_in.as_fd()];
-    let given = if terminal.is_some() { &streams[3..] } else { &streams[..] };
+    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let given = if terminal.is_some() { &[] } else { &streams[..] };
     let (_, received) = ask(&socket, &Request::Run(asked), given)?;
-    drop(status_in);
+    let mut received = received.into_iter();
+    let status = received.next().ok_or(Failure::Nonsense)?;
     let forward = |signal: i32| {
         // It may have ended in this moment; its status is on the way then.
         let _ = ask(&socket, &Request::Signal { signal }, &[]);
     };
-    match received.into_iter().next() {
+    match received.next() {
         Some(master) => relay::follow(&status, &signals, Some(&master), forward),
         None => relay::follow(&status, &signals, None, forward),
     }
