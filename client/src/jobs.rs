@@ -136,7 +136,7 @@ pub async fn follow(
                 }
                 return match state {
                     "done" => Ok(job.result()),
-                    "cancelled" => Err(Failure::Job("cancelled; nothing was changed".into())),
+                    "cancelled" => Err(Failure::Job("cancelled".into())),
                     _ => Err(Failure::Job(job.error())),
                 };
             }

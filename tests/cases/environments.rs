@@ -49,7 +49,9 @@ fn refusals(world: &World) {
     };
     build("[sytem]\n", "line 4, column 2: unknown field `sytem`");
     build("[mounts]\na = \"/etc:/mnt\"\n", "denied");
-    build("[mounts]\na = \"~/.ssh:/mnt\"\n", "");
+    let keys = std::path::PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".ssh");
+    std::fs::create_dir_all(&keys).expect("a directory");
+    build("[mounts]\na = \"~/.ssh:/mnt\"\n", "kept out");
     build("[mounts]\na = \"../../../../../../etc:/mnt\"\n", "denied");
     build("[environment]\nSSH_AUTH_SOCK = \"/x\"\n", "SSH_AUTH_SOCK denied");
     build("[runtime.resource_limits]\nmemory_limit_mb = 99999999\n", "above the");

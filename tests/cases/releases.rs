@@ -67,6 +67,9 @@ fn imported_archives() {
     world.run(&["release", "import", "good", &good]);
     assert!(world.run(&["release", "list"]).contains("local/good"));
     assert!(world.refused(&["release", "import", "good", &good]).contains("already"));
+    // What bears a source's name was signed by its keys.
+    let error = world.refused(&["release", "import", "debian/bookworm", &good]);
+    assert!(error.contains("source's name"), "{error}");
 }
 
 #[test]

@@ -48,10 +48,14 @@ fn it_runs_while_the_environment_is_started() {
 
 #[test]
 fn when_it_has_ended_for_good_so_has_the_environment() {
-    let (world, _) = build("service-once", "command = [\"sh\", \"-c\", \"exit 4\"]\n");
+    // As much at its end as a pipe holds.
+    let (world, _) =
+        build("service-once", "command = \"head -c 60000 /dev/zero | tr '\\\\0' x; echo last; exit 4\"\n");
     world.run(&["start", "service-once"]);
     wait_for("the environment's end", || shown(world, "service-once", "state") == "built");
     assert_eq!(shown(world, "service-once", "last_exit_code"), 4);
+    let printed = world.run(&["logs", "service-once"]);
+    assert!(printed.len() == 60_005 && printed.ends_with("xlast\n"), "{} bytes", printed.len());
     // As root, where the manifest says so.
     let (world, project) = build(
         "service-root",

@@ -259,7 +259,10 @@ impl World {
     pub fn start_daemon_with(&mut self, arguments: &[&str]) {
         let log =
             fs::File::options().create(true).append(true).open(self.root.join("daemon.log")).expect("log");
-        let daemon = self.daemon_command().args(arguments).stderr(log).spawn().expect("casemated");
+        // As the unit has it.
+        let mut masked = self.command("sh");
+        masked.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(self.daemon_command().get_program());
+        let daemon = masked.args(arguments).stderr(log).spawn().expect("casemated");
         self.daemon = Some(daemon);
         wait_for("the daemon", || self.casemate(&["list"]).output().expect("casemate").status.success());
     }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use casemate_engine::{Change, JobState};
 use casemate_interfaces::{environment_path, job_path, process_path, release_path};
 use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedObjectPath, Variant};
@@ -258,15 +258,19 @@ fn runs(context: &Context, job: u64) -> bool {
 }
 
 /// Until the engine is gone.
+async fn anew(connection: &Connection, context: &Context, missed: u64) {
+    tracing::warn!(missed, "too many changes at once; everything is told anew");
+    if let Err(error) = reconcile(connection, context).await {
+        tracing::warn!(%error, "cannot tell the bus");
+    }
+}
+
 pub async fn follow(connection: Connection, context: Context, mut received: Receiver<Change>) {
     loop {
         let first = match received.recv().await {
             Ok(change) => change,
             Err(RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "too many changes at once; everything is told anew");
-                if let Err(error) = reconcile(&connection, &context).await {
-                    tracing::warn!(%error, "cannot tell the bus");
-                }
+                anew(&connection, &context, missed).await;
                 continue;
             }
             Err(RecvError::Closed) => return,
@@ -275,10 +279,15 @@ pub async fn follow(connection: Connection, context: Context, mut received: Rece
         if matches!(pending[0], Change::JobChanged(id) if runs(&context, id)) {
             // Several of these in a row are one.
             tokio::time::sleep(TOGETHER).await;
-            // A listener that fell behind is told so by the next `recv`.
-            while let Ok(change) = received.try_recv() {
-                if pending.last() != Some(&change) {
-                    pending.push(change);
+            loop {
+                match received.try_recv() {
+                    Ok(change) if pending.last() != Some(&change) => pending.push(change),
+                    Ok(_) => {}
+                    Err(TryRecvError::Lagged(missed)) => {
+                        anew(&connection, &context, missed).await;
+                        pending.clear();
+                    }
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
             }
         }

@@ -134,9 +134,17 @@ impl Inner {
             self.settle(id).await?;
             step(name.as_str(), self.state_of(id)?, Step::Build)?;
         }
-        let staging = self.store.staging(&staging_name(&job)?)?;
-        let outcome = self.build_in(&job, &name, judged, &base, existing, &staging).await;
-        self.drop_staging(&staging).await?;
+        // Whoever removes the release meanwhile leaves its layers to us.
+        self.pin(&base.layers);
+        let outcome = async {
+            let staging = self.store.staging(&staging_name(&job)?)?;
+            let outcome = self.build_in(&job, &name, judged, &base, existing, &staging).await;
+            self.drop_staging(&staging).await?;
+            outcome
+        }
+        .await;
+        self.unpin(&base.layers);
+        self.drop_layers(&base.layers).await?;
         outcome
     }
 
@@ -241,6 +249,13 @@ impl Inner {
             limits: judged.manifest.runtime.resource_limits,
             unenforced_limits: judged.unenforced_limits,
         };
+        // It may have been started since we looked, on the layers that are about to be replaced.
+        let gate = self.gate(&id);
+        let _one_at_a_time = gate.lock().await;
+        if existing.is_some() {
+            self.settle(&id).await?;
+            step(name.as_str(), self.state_of(&id)?, Step::Build)?;
+        }
         self.store.environments::<Id, EnvironmentRecord>().commit(&id, &record)?;
         let result = self.built(&id, &record, true);
         self.put_environment(id, record);
@@ -366,7 +381,7 @@ impl Inner {
         };
         self.workers.tree(Some(job), &self.store, &request).await?;
         let archives = staging.path().join("packages");
-        std::fs::create_dir(&archives).map_err(Error::io("make", &archives))?;
+        crate::releases::make_open_directory(&archives)?;
         for package in &lock.packages {
             self.downloads.place(&expected(package), &archives.join(packages::file_name(package)))?;
         }

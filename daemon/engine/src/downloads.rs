@@ -4,7 +4,9 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
@@ -25,6 +27,7 @@ pub struct Expected {
 
 pub struct Downloads {
     root: PathBuf,
+    number: AtomicU64,
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -35,7 +38,7 @@ impl Downloads {
     pub fn open(cache: &Path) -> Result<Self, Error> {
         let root = cache.join("sha256");
         std::fs::create_dir_all(&root).map_err(Error::io("make", &root))?;
-        Ok(Self { root })
+        Ok(Self { root, number: AtomicU64::new(0) })
     }
 
     fn path(&self, sha256: &str) -> Result<PathBuf, Error> {
@@ -71,10 +74,17 @@ impl Downloads {
     /// Take `expected.size` bytes of `from` at `offset`, if they are what they should be.
     pub fn put(&self, from: &mut File, offset: u64, expected: &Expected) -> Result<(), Error> {
         let path = self.path(&expected.sha256)?;
-        let temporary = self.root.join(format!(".{}.{}", expected.sha256, std::process::id()));
+        // Several jobs may be at the same file.
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.root.join(format!(".{}.{}.{number}", expected.sha256, std::process::id()));
         let written = (|| {
             from.seek(SeekFrom::Start(offset)).map_err(Error::io("read the download of", &expected.name))?;
-            let mut out = File::create(&temporary).map_err(Error::io("make", &temporary))?;
+            // It is a cache: somebody may have cleared it away.
+            std::fs::create_dir_all(&self.root).map_err(Error::io("make", &self.root))?;
+            let mut out = File::create_new(&temporary).map_err(Error::io("make", &temporary))?;
+            // Root inside, who is not us, is to read it, whatever our umask is.
+            let open = std::fs::Permissions::from_mode(0o644);
+            out.set_permissions(open).map_err(Error::io("open up", &temporary))?;
             copy(&mut from.take(expected.size), Some(&mut out), expected, &temporary)?;
             std::fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))
         })();
@@ -86,17 +96,35 @@ impl Downloads {
     }
 
     pub fn remove_all(&self) -> Result<(), Error> {
-        std::fs::remove_dir_all(&self.root).map_err(Error::io("remove", &self.root))?;
+        match std::fs::remove_dir_all(&self.root) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &self.root)(error));
+            }
+            _ => {}
+        }
         std::fs::create_dir_all(&self.root).map_err(Error::io("make", &self.root))
     }
 
     /// Make the file appear at `to`: a hard link where the file system allows, else a copy.
     pub fn place(&self, expected: &Expected, to: &Path) -> Result<(), Error> {
         let from = self.path(&expected.sha256)?;
-        if std::fs::hard_link(&from, to).is_err() {
-            std::fs::copy(&from, to).map_err(Error::io("copy a package to", to))?;
+        // As in `put`: a version before this one left it to the umask.
+        let open = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(&from, open).map_err(Error::io("open up", &from))?;
+        match std::fs::hard_link(&from, to) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("place a package at", to)(error));
+            }
+            // Another file system, or one without hard links.
+            Err(_) => {}
         }
-        Ok(())
+        let copied = (|| {
+            let mut out = File::create_new(to)?;
+            std::io::copy(&mut File::open(&from)?, &mut out)?;
+            out.set_permissions(std::fs::Permissions::from_mode(0o644))
+        })();
+        copied.map_err(Error::io("copy a package to", to))
     }
 }
 

@@ -81,6 +81,8 @@ struct Tables {
     damage: recovery::Damage,
     gates: HashMap<Id, Arc<tokio::sync::Mutex<()>>>,
     idle_since: Option<Instant>,
+    /// Layers that jobs are at, each as often as there are such jobs.
+    pinned: Vec<Digest>,
 }
 
 impl Inner {
@@ -169,12 +171,26 @@ impl Inner {
         self.tell(Change::ReleaseRemoved(name.to_string()));
     }
 
-    /// Every layer that a record names.
+    /// Keep layers that a job is at, whatever becomes of the records that name them.
+    pub(crate) fn pin(&self, layers: &[Digest]) {
+        self.tables().pinned.extend(layers);
+    }
+
+    pub(crate) fn unpin(&self, layers: &[Digest]) {
+        let mut tables = self.tables();
+        for layer in layers {
+            if let Some(at) = tables.pinned.iter().position(|pinned| pinned == layer) {
+                tables.pinned.swap_remove(at);
+            }
+        }
+    }
+
+    /// Every layer that a record names, or a job is at.
     fn layers_in_use(&self) -> HashSet<Digest> {
         let tables = self.tables();
         let of_releases = tables.releases.values().flat_map(|record| &record.layers);
         let of_environments = tables.environments.values().flat_map(|environment| &environment.record.layers);
-        of_releases.chain(of_environments).copied().collect()
+        of_releases.chain(of_environments).chain(&tables.pinned).copied().collect()
     }
 
     /// Remove those of `layers` that no record names any more. While a record is damaged, nobody knows what it names.
@@ -431,6 +447,12 @@ impl Engine {
     }
 
     pub fn import_release(&self, caller: &Caller, name: &str, archive: OwnedFd) -> Result<JobId, Error> {
+        // Names of sources are for what their keys have signed.
+        if name.split_once('/').is_some_and(|(source, _)| source != "local") {
+            return Err(Error::Argument(format!(
+                "{name:?} is a source's name for a release; an archive is imported as `local/NAME`, or `NAME` for short"
+            )));
+        }
         let name = releases::parse_reference(name)?;
         if self.inner.tables().releases.contains_key(&name) {
             return Err(Error::AlreadyExists {

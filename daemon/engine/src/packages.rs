@@ -14,9 +14,8 @@ pub const OUTPUT_MAX: usize = 32 << 20;
 
 /// Installs a base system out of unpacked packages: the steps of debootstrap's second stage. The packages are in
 /// `/run/casemate/packages`, in an order in which they can be unpacked.
-pub fn configure_base(mirror: &str, suite: &str, component: &str) -> String {
-    format!(
-        r#"set -e
+/// Arguments, never text of the script: mirror, suite, component.
+pub const CONFIGURE_BASE: &str = r#"set -e
 export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 umask 022
 mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates /var/lib/dpkg/triggers /etc/apt /tmp /var/tmp
@@ -28,19 +27,17 @@ chmod 1777 /tmp /var/tmp
 printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
 chmod 755 /usr/sbin/policy-rc.d
 cd /run/casemate/packages
-install() {{ dpkg --force-unsafe-io --force-depends --install "$@"; }}
+install() { dpkg --force-unsafe-io --force-depends --install "$@"; }
 install *_base-passwd.deb
 install *_base-files.deb
 dpkg --force-unsafe-io --force-depends --unpack *.deb
 dpkg --force-unsafe-io --force-depends --force-configure-any --configure --pending
 dpkg --audit
 rm -f /usr/sbin/policy-rc.d
-printf 'deb %s %s %s\n' '{mirror}' '{suite}' '{component}' > /etc/apt/sources.list
+printf 'deb %s %s %s\n' "$1" "$2" "$3" > /etc/apt/sources.list
 : > /etc/machine-id
 rm -rf /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/*.log /var/log/apt/* /var/cache/apt/*.bin
-"#
-    )
-}
+"#;
 
 const APT: &str = "apt-get -q -y --no-install-recommends -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 -o Acquire::Languages=none";
 
@@ -162,6 +159,7 @@ pub fn read_resolution(output: &str, requested: &[String]) -> Result<Vec<LockedP
             url,
             name,
         };
+        package.check().map_err(|what| nonsense(format!("package {:?}: {what}", package.name)))?;
         packages.insert((package.name.clone(), package.architecture.clone()), package);
     }
     if packages.len() != urls.len() {
@@ -180,7 +178,7 @@ mod tests {
     use super::*;
 
     const OUTPUT: &str = "== uris\n'https://m.example/debian/pool/main/j/jq/jq_1.6-2.1_amd64.deb' jq_1.6-2.1_amd64.deb 3 SHA256:00\n\
-        == show\nPackage: jq\nVersion: 1.6-2.1\nArchitecture: amd64\nFilename: pool/main/j/jq/jq_1.6-2.1_amd64.deb\nSize: 3\nSHA256: aa\n\n\n== end\n";
+        == show\nPackage: jq\nVersion: 1.6-2.1\nArchitecture: amd64\nFilename: pool/main/j/jq/jq_1.6-2.1_amd64.deb\nSize: 3\nSHA256: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n\n\n== end\n";
 
     #[test]
     fn resolution() {
@@ -200,8 +198,15 @@ mod tests {
         for bad in [
             OUTPUT.replace("== end\n", ""),
             OUTPUT.replace("Filename: pool", "Filename: other"),
-            OUTPUT.replace("SHA256: aa\n", ""),
+            OUTPUT.replace("SHA256: aa", "SHA: aa"),
             OUTPUT.replace("Package: jq", "Packag: jq"),
+            // These become names of files.
+            OUTPUT.replace("Package: jq", "Package: ../jq"),
+            OUTPUT.replace("Package: jq", "Package: /home/u/jq"),
+            OUTPUT.replace("Version: 1.6-2.1", "Version: 1/../../x"),
+            OUTPUT.replace("Architecture: amd64", "Architecture: ../x"),
+            OUTPUT.replace("SHA256: aaaa", "SHA256: ../a"),
+            OUTPUT.replace("https://", "file://"),
         ] {
             assert!(read_resolution(&bad, &[]).is_err(), "{bad}");
         }

@@ -134,6 +134,11 @@ impl Inner {
                 self.with_environment(&id, |environment| (id, environment.record.name.clone())).ok()
             });
             let label = environment.as_ref().map_or(name, |(_, label)| label.as_str());
+            // That it cannot be reached now, for want of descriptors say, does not mean that it is not there.
+            if let Err(error) = sandboxes::is_heard(&directory) {
+                tracing::error!(environment = label, %error, "it may run, and is left alone until casemated is restarted");
+                continue;
+            }
             let contact = match sandboxes::Sandbox::contact_frozen(&directory, name, label).await {
                 Ok(None) => sandboxes::Sandbox::contact(&directory, name, label).await,
                 Ok(Some(frozen)) => Ok(frozen),

@@ -235,7 +235,7 @@ impl Inner {
 
         job.stage("configuring packages");
         let archives = staging.path().join("archives");
-        std::fs::create_dir(&archives).map_err(Error::io("make", &archives))?;
+        make_open_directory(&archives)?;
         for (number, (package, expected)) in chosen.iter().zip(&expected).enumerate() {
             self.downloads.place(expected, &archives.join(format!("{number:04}_{}.deb", package.name)))?;
         }
@@ -264,8 +264,8 @@ impl Inner {
             linger: true,
             born_in_group: false,
         };
-        let script = packages::configure_base(&base, suite, component);
-        self.run_script(job, &plan, &script, &[]).await?;
+        let source = [base.clone(), suite.to_owned(), component.clone()];
+        self.run_script(job, &plan, packages::CONFIGURE_BASE, &source).await?;
 
         job.stage("storing");
         let (digest, bytes) = self.ingest(job, &tree_path).await?;
@@ -444,10 +444,15 @@ impl Inner {
             limit: size.unwrap_or(limit),
             plain_http: true,
         };
+        let urls = item.urls.clone();
         let mut result = self.workers.fetch(job, &self.fetch_request(vec![item]), spool).await?;
-        let fetched =
-            result.items.pop().ok_or_else(|| Error::Argument("casemate-fetch told of no item".into()))?;
-        Ok((file, fetched.url))
+        let fetched = result.items.pop().and_then(|fetched| usize::try_from(fetched.from).ok());
+        // A URL of ours: where a server has sent us on to is its own affair, and no mirror's name.
+        let url = fetched.and_then(|from| urls.into_iter().nth(from));
+        Ok((
+            file,
+            url.ok_or_else(|| Error::Argument("casemate-fetch told of no item, or of another".into()))?,
+        ))
     }
 
     pub(crate) fn fetch_request(&self, items: Vec<FetchItem>) -> FetchRequest {
@@ -559,6 +564,13 @@ fn read_catalogue(mut file: File, counts: &PackagesIndex) -> Result<Vec<Package>
 
 pub fn staging_name(job: &Job) -> Result<Name, Error> {
     Ok(format!("job-{}", job.id).parse()?)
+}
+
+/// A directory that root inside, who is not us, can enter, whatever our umask is.
+pub fn make_open_directory(path: &std::path::Path) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir(path).map_err(Error::io("make", path))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).map_err(Error::io("open up", path))
 }
 
 /// Work that hashes or copies: off the thread that answers the bus.

@@ -261,14 +261,29 @@ impl Sandbox {
     }
 }
 
+/// Between two looks at a process that cannot be waited for.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Until the process has ended: its pidfd becomes readable.
 pub async fn gone(pidfd: &OwnedFd) {
-    let Ok(copy) = pidfd.try_clone() else { return };
-    // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
-    let ready =
-        unsafe { tokio::io::unix::AsyncFd::register_with_interest(copy, tokio::io::Interest::READABLE) };
-    if let Ok(ready) = ready {
-        let _ = ready.readable().await;
+    if let Ok(copy) = pidfd.try_clone() {
+        // SAFETY: an OwnedFd gives the same open descriptor for as long as it lives.
+        let ready =
+            unsafe { tokio::io::unix::AsyncFd::register_with_interest(copy, tokio::io::Interest::READABLE) };
+        if let Ok(ready) = ready
+            && ready.readable().await.is_ok()
+        {
+            return;
+        }
+    }
+    // Without a descriptor to wait with there is still looking.
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        let mut ready = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+        if rustix::event::poll(&mut ready, Some(&now)).is_ok_and(|count| count > 0) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -327,6 +342,16 @@ pub async fn start(
     contact
 }
 
+/// Whether somebody listens in `directory`; an error where that cannot be told.
+pub fn is_heard(directory: &Path) -> Result<bool, ControlError> {
+    use rustix::io::Errno;
+    match Control::connect(&directory.join("control")) {
+        Ok(_) => Ok(true),
+        Err(ControlError::Connect { source: Errno::CONNREFUSED | Errno::NOENT, .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// End the init that listens in `directory`, if one does: nobody can take up contact with it, and it would hold the
 /// environment's files for ever.
 pub async fn end_listener(directory: &Path) {
@@ -347,6 +372,9 @@ pub fn clear(directory: &Path) -> Result<(), Error> {
         Err(error) => Err(Error::io("remove", directory)(error)),
     }
 }
+
+/// What a command left running may still say something in this time.
+const LEFT: Duration = Duration::from_secs(2);
 
 /// What a throwaway sandbox's command left.
 pub struct Outcome {
@@ -418,24 +446,43 @@ impl Throwaway<'_> {
         sandbox.control.lock().await.ask(&request, &descriptors).await.map_err(sandbox_error(id))?;
         drop((output_in, errors_in, status_in));
         let job = self.job;
-        let mut last_lines = std::collections::VecDeque::new();
-        let (output, errors, status) = tokio::join!(
-            read_all(output, output_max),
-            read_lines(errors, |line| {
+        let reading = async {
+            let mut last_lines = std::collections::VecDeque::new();
+            let lines = read_lines(errors, |line| {
                 job.log(line);
                 if last_lines.len() == 8 {
                     last_lines.pop_front();
                 }
                 last_lines.push_back(line.to_owned());
-            }),
-            read_all(status, 64),
-        );
-        errors?;
+            });
+            let (output, lines) = tokio::join!(read_all(output, output_max), lines);
+            lines.and(output).map(|output| (output, Vec::from(last_lines)))
+        };
+        let mut reading = std::pin::pin!(reading);
+        let mut ending = std::pin::pin!(read_all(status, 64));
+        let (read, status) = tokio::select! {
+            read = &mut reading => (Some(read), ending.await),
+            status = &mut ending => (None, status),
+        };
+        let read = match read {
+            Some(read) => read,
+            // What it left running has its pipes still; init ends that, and then nobody has.
+            None => match tokio::time::timeout(LEFT, &mut reading).await {
+                Ok(read) => read,
+                Err(_) => {
+                    job.log("processes that the command left behind are killed");
+                    // ESRCH: it is gone already, which is what is wanted.
+                    let _ = rustix::process::pidfd_send_signal(&sandbox.pidfd, Signal::KILL);
+                    reading.await
+                }
+            },
+        };
+        let (output, last_lines) = read?;
         let status = parse_status(&status?).ok_or_else(|| Error::Sandbox {
             name: id.to_owned(),
             message: "init was killed before the command ended".to_owned(),
         })?;
-        Ok(Outcome { status, output: output?, last_lines: last_lines.into() })
+        Ok(Outcome { status, output, last_lines })
     }
 }
 

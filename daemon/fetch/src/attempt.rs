@@ -116,7 +116,7 @@ pub struct Attempts<'a> {
 
 impl Attempts<'_> {
     /// The URL that served the body, once it is complete.
-    pub async fn run(&self, url: &Url, state: &mut State, tell: &dyn Fn(u64)) -> Result<Url, Attempt> {
+    pub async fn run(&self, url: &Url, state: &mut State, tell: &dyn Fn(u64)) -> Result<(), Attempt> {
         let mut pace = Pace::new(self.limits);
         let (served, response) = self.ask(url.clone(), state, &mut pace).await?;
         self.judge(&served, &response, state)?;
@@ -127,7 +127,7 @@ impl Attempts<'_> {
                 connect: false,
                 why: format!("the body ended after {} of {size} bytes", state.have),
             }),
-            _ => Ok(served),
+            _ => Ok(()),
         }
     }
 

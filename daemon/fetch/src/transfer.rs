@@ -172,22 +172,22 @@ async fn one(
     let item = attempts.item;
     let mut report = Report::default();
     let mut urls = Vec::new();
-    for text in &item.urls {
+    for (number, text) in (0..).zip(&item.urls) {
         match address::first(text, item.plain_http) {
-            Ok(url) => urls.push(url),
+            Ok(url) => urls.push((number, url)),
             Err(error) => report.add(&subject(text), Reason::Other, &error.to_string()),
         }
     }
-    urls.sort_by_key(|url| unreachable.borrow().contains(&server(url)));
+    urls.sort_by_key(|(_, url)| unreachable.borrow().contains(&server(url)));
     // Without a size, what is there may be of another version.
     let mut state = State { have: if item.size.is_some() { item.resume } else { 0 }, tag: None };
-    if let (Some(url), true) = (urls.first(), item.size == Some(state.have) && state.have > 0) {
-        return Ok(Fetched { url: shown(url), bytes: state.have });
+    if let (Some((from, _)), true) = (urls.first(), item.size == Some(state.have) && state.have > 0) {
+        return Ok(Fetched { from: *from, bytes: state.have });
     }
-    for url in &urls {
+    for (from, url) in &urls {
         for attempt in 1..=attempts.limits.tries {
             match attempts.run(url, &mut state, tell).await {
-                Ok(served) => return Ok(Fetched { url: shown(&served), bytes: state.have }),
+                Ok(()) => return Ok(Fetched { from: *from, bytes: state.have }),
                 Err(Attempt::Final(failure)) => return Err(failure),
                 Err(Attempt::Broken { connect, why }) => {
                     report.add(&shown(url), Reason::Other, &why);

@@ -55,6 +55,31 @@ pub struct LockedPackage {
     pub requested: bool,
 }
 
+impl LockedPackage {
+    /// What is wrong with it: whoever names packages, a file or an image's own programs, is a stranger.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let plain = |text: &str, more: &str| {
+            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+        };
+        // These become file names, so nothing but what Debian Policy 5.6 allows.
+        if !plain(&self.name, "+-.") || self.name.starts_with(['.', '-']) {
+            return Err("that is no package name");
+        }
+        if !plain(&self.version, ".+-:~") || !plain(&self.architecture, "-") {
+            return Err("version or architecture is malformed");
+        }
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if self.sha256.len() != 64 || !self.sha256.bytes().all(hex) {
+            return Err("sha256 is not 64 lower-case hex digits");
+        }
+        let scheme = self.url.starts_with("https://") || self.url.starts_with("http://");
+        if !scheme || self.url.contains(|c: char| c.is_control() || c.is_whitespace()) {
+            return Err("its url is neither https nor http");
+        }
+        Ok(())
+    }
+}
+
 impl Lock {
     pub fn new(manifest: &Manifest, base: LockedBase, mut packages: Vec<LockedPackage>) -> Self {
         packages.sort_by(|a, b| (&a.name, &a.architecture).cmp(&(&b.name, &b.architecture)));
@@ -70,26 +95,7 @@ impl Lock {
             return Err(LockError::Version(lock.lock_version));
         }
         for package in &lock.packages {
-            let bad = |what| Err(LockError::Package { name: package.name.clone(), what });
-            let plain = |text: &str, more: &str| {
-                !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
-            };
-            // These become file names, so nothing but what Debian Policy 5.6 allows.
-            if !plain(&package.name, "+-.") || package.name.starts_with(['.', '-']) {
-                return bad("that is no package name");
-            }
-            if !plain(&package.version, ".+-:~") || !plain(&package.architecture, "-") {
-                return bad("version or architecture is malformed");
-            }
-            if package.sha256.len() != 64
-                || !package.sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-            {
-                return bad("sha256 is not 64 lower-case hex digits");
-            }
-            let scheme = package.url.starts_with("https://") || package.url.starts_with("http://");
-            if !scheme || package.url.contains(|c: char| c.is_control() || c.is_whitespace()) {
-                return bad("its url is neither https nor http");
-            }
+            package.check().map_err(|what| LockError::Package { name: package.name.clone(), what })?;
         }
         let key = |package: &LockedPackage| (package.name.clone(), package.architecture.clone());
         if let Some(pair) = lock.packages.windows(2).find(|pair| key(&pair[0]) >= key(&pair[1])) {

@@ -29,7 +29,8 @@ const UDP_DEFAULT: &[Condition] = &socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
 const UDP6: &[Condition] = &socket(libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP);
 const UDP6_DEFAULT: &[Condition] = &socket(libc::AF_INET6, libc::SOCK_DGRAM, 0);
 const NONBLOCKING: &[Condition] = &[is(1, libc::FIONBIO as libc::c_int)];
-const UNIX: &[Condition] = &[is(0, libc::AF_UNIX)];
+const UNIX_STREAM: &[Condition] =
+    &[is(0, libc::AF_UNIX), Condition { argument: 1, mask: 0xf, value: libc::SOCK_STREAM as u32 }];
 
 /// Speaks to the network and to nothing else.
 pub const FETCH: Profile = Profile {
@@ -70,8 +71,8 @@ pub const FETCH: Profile = Profile {
         #[cfg(target_arch = "x86_64")]
         allow(libc::SYS_epoll_wait),
         allow(libc::SYS_eventfd2),
-        // tokio's signal driver makes a pair of connected AF_UNIX sockets: they reach nobody.
-        Allowed(libc::SYS_socketpair, UNIX),
+        // tokio's signal driver makes a pair of connected AF_UNIX sockets: streams reach nobody but each other.
+        Allowed(libc::SYS_socketpair, UNIX_STREAM),
         Allowed(libc::SYS_ioctl, NONBLOCKING),
     ],
 };

@@ -129,8 +129,8 @@ pub struct FetchResult {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fetched {
-    /// The URL that served it, after redirects that were allowed.
-    pub url: String,
+    /// Which of the item's URLs served it, perhaps by redirects: by number, since what a server makes of an address is its own.
+    pub from: u32,
     /// Size of the whole body in bytes.
     pub bytes: u64,
 }
