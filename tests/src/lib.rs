@@ -260,7 +260,7 @@ impl World {
         let log =
             fs::File::options().create(true).append(true).open(self.root.join("daemon.log")).expect("log");
         // As the unit has it.
-        let mut masked = self.command("sh");
+        let mut masked = self.command("/bin/sh");
         masked.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(self.daemon_command().get_program());
         let daemon = masked.args(arguments).stderr(log).spawn().expect("casemated");
         self.daemon = Some(daemon);

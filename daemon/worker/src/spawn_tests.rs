@@ -11,7 +11,7 @@ const HONEST: &[&str] = &[
     r#"{"event":"confined","layers":["userns","seccomp"]}"#,
     r#"{"event":"progress","bytes":1,"bytes_total":2,"items":3,"items_total":4}"#,
     r#"{"event":"failed","failure":{"kind":"io","subject":"a \u001b","message":"b"}}"#,
-    r#"{"event":"done","result":{"items":[{"url":"https://a/","bytes":1}]}}"#,
+    r#"{"event":"done","result":{"items":[{"from":0,"bytes":1}]}}"#,
     r#"{"event":"done","result":{"members":1,"bytes":2}}"#,
     r#"{"event":"done","result":{"known":1,"chosen":2,"bytes":3}}"#,
     r#"{"event":"done","result":{"tree":"ingested","digest":"00","entries":1,"bytes":2,"new_objects":3,"new_bytes":4}}"#,
