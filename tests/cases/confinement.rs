@@ -1,5 +1,6 @@
-//! Every worker, gone bad, tries what it may not. Each misdeed is tried without confinement as well: where it succeeds, it is
-//! the confinement that stops it.
+//! Every worker, gone bad, tries what it may not: the real one, whose system calls are replaced once it has confined itself
+//! (`tests/src/possess.rs`). Each misdeed is tried without confinement as well: where it succeeds, it is the confinement that
+//! stops it.
 
 use std::fs;
 use std::io::Read;
@@ -18,6 +19,11 @@ use command_fds::{CommandFdExt, FdMapping};
 use tokio::sync::{Notify, watch};
 
 const MISBEHAVE: &str = env!("CARGO_BIN_EXE_misbehave");
+const POSSESS: &str = env!("CARGO_BIN_EXE_possess");
+
+async fn bench() -> Bench {
+    Bench::possessed(MISBEHAVE, POSSESS).await
+}
 
 const SIGSYS: i32 = 128 + libc::SIGSYS;
 
@@ -166,7 +172,7 @@ fn let_be_traced() {
 
 #[tokio::test]
 async fn forbidden_calls_kill() {
-    let bench = Bench::new(MISBEHAVE).await;
+    let bench = bench().await;
     for worker in WORKERS {
         for Misdeed { name, step, .. } in forbidden() {
             let expected = if allowed(worker, name) { Works } else { Ends(SIGSYS) };
@@ -180,7 +186,7 @@ async fn forbidden_calls_kill() {
 #[tokio::test]
 async fn unconfined_they_would_not() {
     let_be_traced();
-    let bench = Bench::new(MISBEHAVE).await;
+    let bench = bench().await;
     for Misdeed { name, step, control } in forbidden() {
         if let Control::Untried = control {
             continue;
@@ -198,7 +204,7 @@ async fn unconfined_they_would_not() {
 
 #[tokio::test]
 async fn fetch_reaches_the_network_and_nobody_else_does() {
-    let bench = Bench::new(MISBEHAVE).await;
+    let bench = bench().await;
     let listener = TcpListener::bind("127.0.0.1:0").expect("listener");
     let connect = [Step::Connect { port: listener.local_addr().expect("address").port() }];
     for worker in WORKERS {
@@ -225,7 +231,7 @@ fn stat(path: impl Into<String>) -> Step {
 #[tokio::test]
 async fn no_file_outside() {
     use libc::{EBADF, ENOENT, O_RDONLY};
-    let bench = Bench::new(MISBEHAVE).await;
+    let bench = bench().await;
     let secret = bench.secret().display().to_string();
     // One that a careless part of the daemon forgot to mark.
     let leak = fs::File::open(bench.secret()).expect("secret");
@@ -262,7 +268,7 @@ async fn no_file_outside() {
 #[tokio::test]
 async fn no_write_beside_its_directory() {
     use libc::{EACCES, ENOENT, EPERM, EROFS, O_CREAT, O_RDONLY, O_WRONLY};
-    let bench = Bench::new(MISBEHAVE).await;
+    let bench = bench().await;
     for worker in [Worker::Fetch, Worker::Index] {
         for path in ["/new", "/tmp/new", "new"] {
             let seen = fate(bench.run(worker, &[open(path, O_CREAT | O_WRONLY)]).await);
@@ -324,7 +330,7 @@ async fn no_write_beside_its_directory() {
 
 #[tokio::test]
 async fn limits_are_in_force() {
-    let bench = Bench::new(MISBEHAVE).await;
+    let bench = bench().await;
     for worker in WORKERS {
         let profile = worker.profile();
         let map = |bytes: u64| {
@@ -363,7 +369,7 @@ fn limit(pid: u32, name: &str) -> String {
 /// As the kernel tells it of both processes of a worker, from outside.
 #[tokio::test]
 async fn as_the_kernel_sees_them() {
-    let bench = Arc::new(Bench::new(MISBEHAVE).await);
+    let bench = Arc::new(bench().await);
     let steps = [Step::Say { text: PROGRESS.to_owned(), times: 1 }, Step::Hang];
     for worker in WORKERS {
         let profile = worker.profile();
@@ -466,26 +472,27 @@ fn start(
     (status.code(), said, unread)
 }
 
+/// Makes no sense to any worker, which it says once it has read it, and it does not read before it is confined.
 const REQUEST: &[u8] = b"{\"protocol\":1,\"request\":[]}";
 
-fn single(bench: &Bench, worker: Worker) -> Vec<String> {
+fn single(worker: Worker) -> Vec<String> {
     let (uid, gid) = (nix::unistd::getuid().to_string(), nix::unistd::getgid().to_string());
-    let program = bench.spawner.libexec.join(worker.profile().name).display().to_string();
+    let program = casemate_tests::binaries().join(worker.profile().name).display().to_string();
     vec![program, "single".to_owned(), uid, gid]
 }
 
 #[tokio::test]
 async fn unable_to_confine_itself_it_ends() {
-    let bench = Bench::new(MISBEHAVE).await;
+    let bench = bench().await;
     let unconfined = Some(i32::from(exit::UNCONFINED));
     for worker in WORKERS {
-        let words = single(&bench, worker);
-        // With nothing in its way it works, in this very harness.
+        let words = single(worker);
+        // With nothing in its way it comes to its request, in this very harness.
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         let (code, said, unread) = start(&bench, command, worker, REQUEST);
-        assert_eq!((code, unread.len()), (Some(0), 0), "{worker:?}: {said}");
-        assert!(said.contains("confined") && said.contains("done"), "{worker:?}: {said}");
+        assert_eq!((code, unread.len()), (Some(exit::REQUEST.into()), 0), "{worker:?}: {said}");
+        assert!(said.contains("confined"), "{worker:?}: {said}");
 
         let mut steps = vec![
             ("namespaces", libc::SYS_unshare, None),
@@ -527,7 +534,7 @@ async fn unable_to_confine_itself_it_ends() {
         assert_eq!((code, said.as_str(), unread.as_slice()), (unconfined, "", REQUEST), "{worker:?}");
     }
     for worker in [Worker::Unpack, Worker::Tree] {
-        let words = single(&bench, worker);
+        let words = single(worker);
         // Its word to go on comes without the maps, or another one, or none.
         for input in ["\n", "x", ""] {
             let mut command = Command::new(&words[0]);
@@ -539,7 +546,7 @@ async fn unable_to_confine_itself_it_ends() {
     for arguments in
         [&[][..], &["single"], &["range", "0"], &["single", "x", "0"], &["single", "0", "0", "0"]]
     {
-        let words = single(&bench, Worker::Index);
+        let words = single(Worker::Index);
         let mut command = Command::new(&words[0]);
         command.args(arguments);
         let (code, said, unread) = start(&bench, command, Worker::Index, REQUEST);

@@ -1,4 +1,4 @@
-//! What the worker of the tests, `misbehave`, is asked to do, and how it went.
+//! What the workers of the tests, `misbehave` and `possess`, are asked to do, and how it went.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,10 @@ pub const UNCONFINED: &str = "unconfined";
 pub const DEAF: &str = "deaf";
 /// Never says a word.
 pub const MUTE: &str = "mute";
+
+/// Variables that `possess` is started with: the directory of the real workers, and the steps.
+pub const REAL: &str = "CASEMATE_TESTS_REAL";
+pub const STEPS: &str = "CASEMATE_TESTS_STEPS";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Argument {

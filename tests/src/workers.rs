@@ -1,4 +1,5 @@
-//! The workers' own bench: `misbehave` under each worker's name, started as the daemon starts workers.
+//! The workers' own bench: the real ones, possessed, or `misbehave` under each worker's name, started as the daemon starts
+//! workers.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -10,7 +11,7 @@ use casemate_worker::ids::IdMode;
 use casemate_worker::spawn::{Limits, Progress, Spawner, Worker, WorkerError};
 use tokio::sync::watch;
 
-use crate::misdeeds::{Argument, DEAF, MUTE, Outcome, Step, UNCONFINED};
+use crate::misdeeds::{Argument, DEAF, MUTE, Outcome, REAL, STEPS, Step, UNCONFINED};
 
 pub const WORKERS: [Worker; 4] = [Worker::Fetch, Worker::Index, Worker::Unpack, Worker::Tree];
 pub const LIMITS: Limits = Limits { time: Duration::from_secs(60), silence: Duration::from_secs(30) };
@@ -20,6 +21,8 @@ pub const LIMITS: Limits = Limits { time: Duration::from_secs(60), silence: Dura
 pub struct Bench {
     pub home: tempfile::TempDir,
     pub spawner: Spawner,
+    /// Whether its workers are the real ones.
+    real: bool,
 }
 
 pub fn number(number: impl Into<i64>) -> Argument {
@@ -35,8 +38,17 @@ pub fn call(number: i64, arguments: impl IntoIterator<Item = Argument>) -> Step 
 }
 
 impl Bench {
-    /// `program` is the path of `misbehave`.
-    pub async fn new(program: &str) -> Self {
+    /// `misbehave`, by its path, has each worker's profile, and does all that is asked.
+    pub async fn new(misbehave: &str) -> Self {
+        Self::with(misbehave, misbehave, false).await
+    }
+
+    /// The real workers do what can be done by system calls, by way of `possess`. What is run by other names is `misbehave`.
+    pub async fn possessed(misbehave: &str, possess: &str) -> Self {
+        Self::with(misbehave, possess, true).await
+    }
+
+    async fn with(misbehave: &str, worker: &str, real: bool) -> Self {
         let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
         assert_ne!(uid, 0, "tests run as an ordinary user: `make test`, or scripts/as-user");
         let ids = IdMode::detect(&std::env::var("USER").unwrap_or_default(), uid, gid);
@@ -44,10 +56,13 @@ impl Bench {
         let home = tempfile::tempdir().expect("directory");
         let libexec = home.path().join("libexec");
         fs::create_dir(&libexec).expect("libexec");
-        for name in WORKERS.map(|worker| worker.profile().name).iter().chain(&[UNCONFINED, DEAF, MUTE]) {
-            symlink(program, libexec.join(name)).expect("link");
+        for name in WORKERS.map(|worker| worker.profile().name) {
+            symlink(worker, libexec.join(name)).expect("link");
         }
-        let bench = Self { home, spawner: Spawner { libexec, ids, environment: Vec::new() } };
+        for name in [UNCONFINED, DEAF, MUTE] {
+            symlink(misbehave, libexec.join(name)).expect("link");
+        }
+        let bench = Self { home, spawner: Spawner { libexec, ids, environment: Vec::new() }, real };
         for directory in ["staging", "releases", "environments", "snapshots"] {
             fs::create_dir_all(bench.store().join(directory)).expect("store");
         }
@@ -110,7 +125,15 @@ impl Bench {
         progress: &mut (dyn FnMut(Progress) + Send),
         cancel: watch::Receiver<bool>,
     ) -> Result<Outcome, WorkerError> {
-        self.spawner.run(worker, &steps, self.descriptors(worker), limits, progress, cancel).await
+        let environment = if self.real {
+            let real = crate::binaries().display().to_string();
+            vec![(REAL.to_owned(), real), (STEPS.to_owned(), serde_json::to_string(steps).expect("JSON"))]
+        } else {
+            Vec::new()
+        };
+        let Spawner { libexec, ids, .. } = &self.spawner;
+        let spawner = Spawner { libexec: libexec.clone(), ids: ids.clone(), environment };
+        spawner.run(worker, &steps, self.descriptors(worker), limits, progress, cancel).await
     }
 
     /// One of the names that are no worker's, with a worker's descriptors.
