@@ -2,10 +2,12 @@
 //! of those before it, by hard link (they are hashed again on each use); everything else is a test's own. Tests that
 //! leave a world as they found it share one: [`World::shared`].
 
+pub mod archive;
 pub mod escapes;
 pub mod mirror;
 pub mod misdeeds;
 pub mod processes;
+pub mod signer;
 pub mod typist;
 pub mod workers;
 
@@ -46,7 +48,8 @@ fn data() -> PathBuf {
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
 }
 
-fn manifest_text(release: &str, more: &str) -> String {
+/// A manifest on this release, with its directory as workspace.
+pub fn manifest_text(release: &str, more: &str) -> String {
     format!(
         "manifest_version = 1\n[base]\nrelease = \"{release}\"\n[mounts]\nworkspace = \"./:/workspace\"\n{more}"
     )
@@ -55,6 +58,14 @@ fn manifest_text(release: &str, more: &str) -> String {
 /// `make soak` wants the full counts, `make test` a sample.
 pub fn soak<T>(full: T, sample: T) -> T {
     if std::env::var_os("CASEMATE_SOAK").is_some() { full } else { sample }
+}
+
+/// What a random test begins with; CASEMATE_SEED repeats a run.
+pub fn seed() -> u64 {
+    let seed = std::env::var("CASEMATE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("CASEMATE_SEED={seed}");
+    seed
 }
 
 fn private(path: &Path) {
@@ -107,8 +118,6 @@ impl World {
         for directory in ["data", "config/casemate", "run", "project", "cache/casemate/sha256"] {
             private(&root.join(directory));
         }
-        private(&home.join("casemate-tests/downloads"));
-        link_all(&home.join("casemate-tests/downloads"), &root.join("cache/casemate/sha256"));
         let address = format!("unix:path={}", root.join("run/bus").display());
         let bus = Command::new("dbus-daemon")
             .args(["--session", "--nofork", "--nopidfile", "--address"])
@@ -122,6 +131,7 @@ impl World {
         let variables =
             variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let mut world = Self { root, bus, daemon: None, variables };
+        world.recall_downloads();
         world.start_daemon();
         world
     }
@@ -175,11 +185,41 @@ impl World {
         HELD.lock().expect("one at a time").push(reaper.expect("sh"));
     }
 
+    /// Where the daemon keeps what it has downloaded.
+    pub fn downloads(&self) -> PathBuf {
+        self.root.join("cache/casemate/sha256")
+    }
+
+    /// What all worlds have downloaded.
+    fn shared_downloads(&self) -> PathBuf {
+        let shared = self.root.parent().expect("parent").join("downloads");
+        private(&shared);
+        shared
+    }
+
+    /// What is fetched from now on comes over the network.
+    pub fn forget_downloads(&self) {
+        link_all(&self.downloads(), &self.shared_downloads());
+        for entry in fs::read_dir(self.downloads()).expect("cache") {
+            fs::remove_file(entry.expect("entry").path()).expect("a download");
+        }
+    }
+
+    /// What any world has downloaded is there.
+    pub fn recall_downloads(&self) {
+        link_all(&self.shared_downloads(), &self.downloads());
+    }
+
     /// From now on, this mirror is the only one there is.
     pub fn know_only(&self, mirror: &mirror::Mirror) {
+        self.know_only_by(mirror, &Self::shipped().join("keys/debian"));
+    }
+
+    /// The same, and its indexes are signed by the keys in this directory.
+    pub fn know_only_by(&self, mirror: &mirror::Mirror, keys: &Path) {
         let sources = self.config().join("sources.d");
         fs::create_dir_all(&sources).expect("sources.d");
-        let source = mirror.source(&Self::shipped().join("keys/debian"));
+        let source = mirror.source(keys);
         fs::write(sources.join("debian.toml"), source).expect("source");
     }
 
@@ -257,8 +297,7 @@ impl World {
     }
 
     pub fn start_daemon_with(&mut self, arguments: &[&str]) {
-        let log =
-            fs::File::options().create(true).append(true).open(self.root.join("daemon.log")).expect("log");
+        let log = fs::File::options().create(true).append(true).open(self.daemon_log_path()).expect("log");
         // As the unit has it.
         let mut masked = self.command("/bin/sh");
         masked.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(self.daemon_command().get_program());
@@ -271,8 +310,12 @@ impl World {
         self.daemon.as_ref().expect("a daemon").id()
     }
 
+    pub fn daemon_log_path(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
     pub fn daemon_log(&self) -> String {
-        fs::read_to_string(self.root.join("daemon.log")).unwrap_or_default()
+        fs::read_to_string(self.daemon_log_path()).unwrap_or_default()
     }
 
     /// `kill -9`.
@@ -373,10 +416,7 @@ impl Drop for World {
         if std::thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.daemon_log());
         }
-        link_all(
-            &self.root.join("cache/casemate/sha256"),
-            &self.root.parent().expect("parent").join("downloads"),
-        );
+        link_all(&self.downloads(), &self.shared_downloads());
         if self.daemon.is_some() {
             // The store's content is of subordinate ids: only Casemate can remove it.
             let _ = self.casemate(&["purge", "--yes"]).output();

@@ -1,5 +1,5 @@
-//! A mirror on loopback, over TLS: the real one's files, fetched by apt as this machine reaches it, of which one may be
-//! changed on its way.
+//! A mirror on loopback, over TLS: the real one's files, fetched by apt as this machine reaches it, of which any may be
+//! changed on its way, or be elsewhere.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,9 @@ use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// What is done to a body.
-pub type Change = fn(path: &str, body: &mut Vec<u8>);
+type Change = dyn Fn(&str, &mut Vec<u8>) + Send + Sync;
+/// To where a request for a file is redirected, as the header has it, if it is.
+type Redirect = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 pub struct Mirror {
     port: u16,
@@ -23,7 +25,8 @@ pub struct Mirror {
 struct Shared {
     upstream: String,
     directory: PathBuf,
-    change: Change,
+    change: Box<Change>,
+    redirect: Box<Redirect>,
     number: AtomicU32,
     tls: Arc<ServerConfig>,
 }
@@ -40,7 +43,17 @@ fn upstream() -> String {
 }
 
 impl Mirror {
-    pub fn start(change: Change) -> Self {
+    pub fn start(change: impl Fn(&str, &mut Vec<u8>) + Send + Sync + 'static) -> Self {
+        Self::with(Box::new(change), Box::new(|_| None))
+    }
+
+    /// What it is asked for is what stands behind `/debian/`; what it has is found by what follows `dists/` or `pool/`, whatever
+    /// stands before.
+    pub fn redirecting(redirect: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self::with(Box::new(|_, _| ()), Box::new(redirect))
+    }
+
+    fn with(change: Box<Change>, redirect: Box<Redirect>) -> Self {
         let key = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("certificate");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ServerConfig::builder_with_provider(provider)
@@ -62,6 +75,7 @@ impl Mirror {
             upstream: upstream(),
             directory: directory.clone(),
             change,
+            redirect,
             number: AtomicU32::new(0),
             tls: Arc::new(tls),
         });
@@ -112,6 +126,16 @@ fn serve(shared: &Shared, stream: TcpStream) -> std::io::Result<()> {
         line.clear();
     }
     let path = request.split(' ').nth(1).and_then(|path| path.strip_prefix("/debian/")).unwrap_or("nothing");
+    if let Some(location) = (shared.redirect)(path) {
+        let answer = stream.get_mut();
+        write!(
+            answer,
+            "HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )?;
+        answer.conn.send_close_notify();
+        return answer.flush();
+    }
+    let path = ["dists/", "pool/"].iter().find_map(|start| path.find(start)).map_or(path, |at| &path[at..]);
     let file = shared.directory.join(shared.number.fetch_add(1, Ordering::Relaxed).to_string());
     let found = Command::new("/usr/lib/apt/apt-helper")
         .args(["-q", "download-file"])
