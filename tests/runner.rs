@@ -2,6 +2,7 @@
 
 mod cases {
     pub mod beside;
+    pub mod builds;
     pub mod bus;
     pub mod client;
     pub mod confinement;

@@ -1,12 +1,14 @@
 //! `kill -9` of the daemon: what was committed is there, what runs goes on.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use casemate_tests::processes::{marked, parent, status};
-use casemate_tests::{World, soak, text, wait_for};
+use casemate_tests::{World, seed, soak, text, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -52,17 +54,65 @@ fn an_init_that_does_not_answer_is_ended(world: &mut World) {
     assert_eq!(text(&world.exec(&["demo", "--", "echo", "anew"]).stdout), "anew\n");
 }
 
-/// A client that is to be cut off, and how long it takes when it is not.
+/// The stages of jobs, as the daemon logs them.
+struct Stages {
+    log: File,
+    unfinished: String,
+}
+
+impl Stages {
+    fn from_now_on(world: &World) -> Self {
+        let mut log = File::open(world.daemon_log_path()).expect("log");
+        log.seek(SeekFrom::End(0)).expect("log");
+        Self { log, unfinished: String::new() }
+    }
+
+    /// Those that began since the last look.
+    fn begun(&mut self) -> Vec<String> {
+        self.log.read_to_string(&mut self.unfinished).expect("log");
+        let lines = self.unfinished.rfind('\n').map_or(0, |end| end + 1);
+        let whole: String = self.unfinished.drain(..lines).collect();
+        let stage = |line: &str| Some(line.split_once(" stage=\"")?.1.split_once('"')?.0.to_owned());
+        whole.lines().filter_map(stage).collect()
+    }
+}
+
+/// Before a job has said where it is.
+const ASKING: &str = "asking";
+const DOWNLOADING: &str = "downloading packages";
+
+/// What a client asks for that is to be cut off.
+#[derive(Clone)]
 struct Operation {
     name: &'static str,
-    takes: Duration,
+    /// How long each stage takes when it is not.
+    stages: Vec<(String, Duration)>,
+    /// In which it was.
+    cut: BTreeMap<String, u32>,
 }
 
 /// Run it uncut, once.
 fn measure(world: &World, name: &'static str, arguments: &[&str]) -> Operation {
-    let begin = Instant::now();
-    world.run(arguments);
-    Operation { name, takes: begin.elapsed() }
+    let mut log = Stages::from_now_on(world);
+    let mut marks = vec![(ASKING.to_owned(), Instant::now())];
+    let mut command = world.casemate(arguments);
+    let mut client = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("casemate");
+    let status = loop {
+        let ended = client.try_wait().expect("wait");
+        marks.extend(log.begun().into_iter().map(|stage| (stage, Instant::now())));
+        if let Some(status) = ended {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert!(status.success(), "{arguments:?}: {}", world.daemon_log());
+    let mut end = Instant::now();
+    let mut stages = Vec::new();
+    for (stage, begin) in marks.into_iter().rev() {
+        stages.insert(0, (stage, end - begin));
+        end = begin;
+    }
+    Operation { name, stages, cut: BTreeMap::new() }
 }
 
 /// The text of all records, whatever they are records of.
@@ -110,38 +160,54 @@ fn archive(world: &World) -> String {
     path.display().to_string()
 }
 
-/// Twenty moments (`make soak`: 200) of fetch, import, build and exec. CASEMATE_SEED repeats a run.
+/// Twenty moments (`make soak`: 200) of fetch, import, build and exec: in each stage in turn, at any time of it. Every other
+/// fetch is cut while it downloads. CASEMATE_SEED repeats a run.
 #[test]
 fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
-    let seed = std::env::var("CASEMATE_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
-    println!("CASEMATE_SEED={seed}");
 
-    let mut world = World::with_environment("[environment]\nROUND = \"first\"\n");
+    let mut world = World::with(&[("CASEMATE_LOG", "info,casemate_engine=debug"), ("NO_COLOR", "1")]);
+    world.run(&["release", "fetch", "debian/bookworm"]);
+    world.write_manifest("[environment]\nROUND = \"first\"\n");
     let manifest = world.manifest();
+    world.run(&["build", "demo", "--manifest", &manifest]);
     world.run(&["build", "held", "--manifest", &manifest]);
     world.run(&["start", "held"]);
     let archive = archive(&world);
-    let operations = [
+    world.forget_downloads();
+    let mut operations = vec![
         measure(&world, "fetch", &["release", "fetch", "debian/trixie"]),
         measure(&world, "import", &["release", "import", "first", &archive]),
         measure(&world, "build", &["build", "new", "--manifest", &manifest]),
-        measure(&world, "rebuild", &["exec", "demo", "--", "true"]),
         measure(&world, "exec", &["exec", "demo", "--", "true"]),
     ];
-    // A rebuild takes as long as a build does.
-    let takes = |operation: &Operation| match operation.name {
-        "rebuild" => operations[2].takes,
-        _ => operation.takes,
-    };
+    let rebuild = Operation { name: "rebuild", ..operations[2].clone() };
+    operations.push(rebuild);
     world.run(&["destroy", "new"]);
     let mut built = "first".to_owned();
+    let kinds = operations.len();
+    let first = random.usize(..100);
     for round in 0..soak(200, 20) {
-        let operation = &operations[round % operations.len()];
-        let moment = takes(operation).mul_f64(random.f64());
-        let label =
-            format!("CASEMATE_SEED={seed}, round {round}: {} killed after {moment:?}", operation.name);
+        let operation = &mut operations[round % kinds];
+        let turn = round / kinds;
+        let downloading = operation.stages.iter().position(|(stage, _)| stage == DOWNLOADING);
+        let at = match downloading {
+            Some(at) if turn % 2 == 0 => at,
+            Some(_) => (first + turn / 2) % operation.stages.len(),
+            None => (first + turn) % operation.stages.len(),
+        };
+        let (stage, takes) = operation.stages[at].clone();
+        let moment = takes.mul_f64(random.f64());
+        let label = format!(
+            "CASEMATE_SEED={seed}, round {round}: {} killed {moment:?} after it was at {stage:?}",
+            operation.name
+        );
+        if downloading.is_some_and(|downloading| at <= downloading) {
+            world.forget_downloads();
+        } else {
+            world.recall_downloads();
+        }
         let go = format!("go-{round}");
         let script =
             format!("echo before; until [ -e /workspace/{go} ]; do sleep 0.05; done; echo after; exit 7");
@@ -165,14 +231,25 @@ fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
             "rebuild" => vec!["build", "demo", "--manifest", &manifest],
             _ => vec!["exec", "demo", "--", "true"],
         };
+        let mut log = Stages::from_now_on(&world);
         let mut command = world.casemate(&arguments);
         let mut client = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("casemate");
-        // The moment of the kill is the test's subject, so this waits for time and nothing else.
-        let begin = Instant::now();
-        while begin.elapsed() < moment && client.try_wait().expect("wait").is_none() {
+        // The moment of the kill is the test's subject, so this waits for time as well.
+        let (mut reached, mut since) = (ASKING.to_owned(), (at == 0).then(Instant::now));
+        let mut ended = false;
+        while !ended && since.is_none_or(|since| since.elapsed() < moment) {
             std::thread::sleep(Duration::from_millis(1));
+            ended = client.try_wait().expect("wait").is_some();
+            for begun in log.begun() {
+                if begun == stage {
+                    since = Some(Instant::now());
+                }
+                reached = begun;
+            }
         }
         world.kill_daemon();
+        reached = log.begun().pop().unwrap_or(reached);
+        *operation.cut.entry(if ended { "the end".to_owned() } else { reached }).or_default() += 1;
         world.start_daemon();
         // A client whose daemon died ends by itself.
         wait_for("the client", || client.try_wait().expect("wait").is_some());
@@ -211,6 +288,13 @@ fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
         wait_for("the environment's end", || state("demo") == "built");
     }
     world.run(&["stop", "held"]);
+    for Operation { name, stages, cut } in &operations {
+        // To be read with --nocapture.
+        println!("{name} cut at {cut:?}");
+        let missed: Vec<&String> =
+            stages.iter().map(|(stage, _)| stage).filter(|stage| !cut.contains_key(*stage)).collect();
+        assert!(soak(false, true) || *name != "fetch" || missed.is_empty(), "{name}: not at {missed:?}");
+    }
 }
 
 /// Flip one bit in the middle of a record.

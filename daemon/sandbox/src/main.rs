@@ -184,7 +184,7 @@ fn init(
     die_with_parent(true)?;
     // Here, and not with the others: its root is the group that we are in.
     step("make a control group namespace", unshare(CloneFlags::CLONE_NEWCGROUP))?;
-    if let Network::Host = plan.network {
+    if plan.network == Network::Host && !plan.deny_unix_sockets {
         session::can_scope()?;
     }
     let inner = Inner::begin()?;

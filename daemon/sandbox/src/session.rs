@@ -58,8 +58,12 @@ impl Streams {
     }
 }
 
-/// Abstract sockets and signals of the host stay outside, where the network is the host's.
-fn scope() -> Result<(), InitError> {
+/// Abstract sockets and signals of the host stay outside, where the network is the host's. A plan without AF_UNIX needs no
+/// Landlock for that: no process of the host's is in its pid namespace.
+fn scope(plan: &Plan) -> Result<(), InitError> {
+    if plan.network != Network::Host || (plan.deny_unix_sockets && can_scope().is_err()) {
+        return Ok(());
+    }
     let failed = |error: landlock::RulesetError| InitError::Landlock(error.to_string());
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -104,15 +108,11 @@ impl Sessions {
             step("become root", setresgid(root.1, root.1, root.1))?;
             step("become root", setresuid(root.0, root.0, root.0))?;
             // The crate that sets the filter forbids new privileges along with it, so set-id programs gain nothing here.
-            if self.plan.network == Network::Host {
-                scope()?;
-            }
+            scope(&self.plan)?;
             step("set the filter", self.filters.apply())?;
         } else {
             step("forbid new privileges", nix::sys::prctl::set_no_new_privs())?;
-            if self.plan.network == Network::Host {
-                scope()?;
-            }
+            scope(&self.plan)?;
             step("set the filter", self.filters.apply())?;
         }
         bound(ROOT)?;
@@ -141,9 +141,7 @@ impl Sessions {
         let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
         step("drop capabilities", rustix::thread::set_capabilities(None, sets))?;
         step("forbid new privileges", nix::sys::prctl::set_no_new_privs())?;
-        if self.plan.network == Network::Host {
-            scope()?;
-        }
+        scope(&self.plan)?;
         step("set the filter", self.filters.apply())
     }
 
