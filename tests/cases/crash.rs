@@ -160,8 +160,8 @@ fn archive(world: &World) -> String {
     path.display().to_string()
 }
 
-/// Twenty moments (`make soak`: 200) of fetch, import, build and exec: in each stage in turn, at any time of it. Every other
-/// fetch is cut while it downloads. CASEMATE_SEED repeats a run.
+/// Twenty moments (`make soak`: 200) of fetch, import, build and exec: in each stage in turn, at any time of it. Of three
+/// fetches, one is cut while it downloads. CASEMATE_SEED repeats a run.
 #[test]
 fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
     let seed = seed();
@@ -193,9 +193,8 @@ fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
         let turn = round / kinds;
         let downloading = operation.stages.iter().position(|(stage, _)| stage == DOWNLOADING);
         let at = match downloading {
-            Some(at) if turn % 2 == 0 => at,
-            Some(_) => (first + turn / 2) % operation.stages.len(),
-            None => (first + turn) % operation.stages.len(),
+            Some(at) if turn % 3 == 0 => at,
+            _ => (first + turn) % operation.stages.len(),
         };
         let (stage, takes) = operation.stages[at].clone();
         let moment = takes.mul_f64(random.f64());
@@ -291,8 +290,9 @@ fn killed_at_any_moment_the_store_has_the_old_state_or_the_new() {
     for Operation { name, stages, cut } in &operations {
         // To be read with --nocapture.
         println!("{name} cut at {cut:?}");
+        // But the first, which is over in a moment.
         let missed: Vec<&String> =
-            stages.iter().map(|(stage, _)| stage).filter(|stage| !cut.contains_key(*stage)).collect();
+            stages.iter().skip(1).map(|(stage, _)| stage).filter(|stage| !cut.contains_key(*stage)).collect();
         assert!(soak(false, true) || *name != "fetch" || missed.is_empty(), "{name}: not at {missed:?}");
     }
 }
