@@ -38,4 +38,6 @@ pub enum Error {
     SandboxFailed(String),
     WorkerFailed(String),
     Io(String),
+    /// A defect of Casemate's own.
+    Internal(String),
 }

@@ -376,7 +376,7 @@ impl Callers {
         }
         let mut poll = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        match rustix::event::poll(&mut poll, Some(&now)) {
+        match rustix::io::retry_on_intr(|| rustix::event::poll(&mut poll, Some(&now))) {
             Ok(0) => {}
             Ok(_) => return Err("its process is gone".to_owned()),
             Err(error) => return Err(format!("its process cannot be watched: {error}")),

@@ -46,6 +46,7 @@ pub fn named(kind: ErrorKind, text: String) -> Error {
         ErrorKind::SandboxFailed => Error::SandboxFailed(text),
         ErrorKind::WorkerFailed => Error::WorkerFailed(text),
         ErrorKind::Io => Error::Io(text),
+        ErrorKind::Internal => Error::Internal(text),
     }
 }
 

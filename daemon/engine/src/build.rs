@@ -1,7 +1,7 @@
 //! How an environment is built: the manifest judged, its packages resolved, installed in two stages, one record committed.
 
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use casemate_manifest::{Lock, LockedBase, Manifest};
@@ -13,6 +13,7 @@ use crate::api::{BuildRequest, State};
 use crate::downloads::Expected;
 use crate::error::Error;
 use crate::jobs::{Job, now};
+use crate::layers::Pins;
 use crate::records::{EnvironmentRecord, ReleaseRecord};
 use crate::releases::{blocking, parse_reference, staging_name};
 use crate::state::{Step, step};
@@ -28,6 +29,15 @@ pub(crate) struct Judged {
     pub locked: bool,
     pub offline: bool,
     pub unenforced_limits: bool,
+}
+
+/// What a build is about, handed on as one.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    job: &'a Job,
+    name: &'a Name,
+    base: &'a ReleaseRecord,
+    staging: &'a casemate_store::Staging,
 }
 
 impl Inner {
@@ -70,23 +80,14 @@ impl Inner {
         if let Some(unmet) = unmet.filter(|_| !request.unenforced_limits) {
             return Err(unmet.into());
         }
-        let lock = request
-            .lock
-            .as_deref()
-            .map(Lock::parse)
-            .transpose()
-            .map_err(|error| Error::Lock(error.to_string()))?;
+        let lock = request.lock.as_deref().map(Lock::parse).transpose().map_err(Error::Lock)?;
         if request.locked {
             match &lock {
                 None => {
-                    return Err(Error::Lock(
-                        "not found, but --locked asks for it; build once without --locked".into(),
-                    ));
+                    return Err(Error::LockMissing);
                 }
                 Some(lock) if !lock.fits(&manifest) => {
-                    return Err(Error::Lock(
-                        "it was made for another manifest; build once without --locked".into(),
-                    ));
+                    return Err(Error::LockOfAnother);
                 }
                 Some(_) => {}
             }
@@ -135,28 +136,37 @@ impl Inner {
             step(name.as_str(), self.state_of(id)?, Step::Build)?;
         }
         // Whoever removes the release meanwhile leaves its layers to us.
-        self.pin(&base.layers);
+        let mut pins = self.pins();
+        pins.add(&base.layers);
+        let mut made = None;
         let outcome = async {
             let staging = self.store.staging(&staging_name(&job)?)?;
-            let outcome = self.build_in(&job, &name, judged, &base, existing, &staging).await;
+            let work = Work { job: &job, name: &name, base: &base, staging: &staging };
+            let outcome = self.build_in(work, judged, existing, &mut pins, &mut made).await;
             self.drop_staging(&staging).await?;
             outcome
         }
         .await;
-        self.unpin(&base.layers);
-        self.drop_layers(&base.layers).await?;
+        pins.release().await;
+        if let (Err(_), Some(upper)) = (&outcome, made) {
+            let paths = vec![casemate_store::upper(&upper)];
+            if let Err(error) = self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await {
+                tracing::warn!(%error, "a writable directory that nobody needs stays until the next start");
+            }
+        }
         outcome
     }
 
+    /// `made` is the writable directory, from when it is there until a record names it.
     async fn build_in(
-        &self,
-        job: &Job,
-        name: &Name,
+        self: &Arc<Self>,
+        work: Work<'_>,
         judged: Judged,
-        base: &ReleaseRecord,
         existing: Option<(Id, EnvironmentRecord)>,
-        staging: &casemate_store::Staging,
+        pins: &mut Pins,
+        made: &mut Option<Id>,
     ) -> Result<Vec<(String, String)>, Error> {
+        let Work { job, name, base, staging } = work;
         let locked_base = LockedBase {
             reference: judged.release.to_string(),
             source: base.source.clone(),
@@ -168,19 +178,14 @@ impl Inner {
         let lock = match judged.lock {
             Some(lock) if lock.base == locked_base => lock,
             Some(_) if judged.locked => {
-                return Err(Error::Lock(format!(
-                    "it pins another state of {} than the one that is here; fetch that release, or build without --locked",
-                    judged.release
-                )));
+                return Err(Error::LockPins { release: judged.release.to_string() });
             }
             _ if wanted.is_empty() => Lock::new(&judged.manifest, locked_base, vec![]),
             _ if judged.offline => {
-                return Err(Error::Lock(
-                    "no lock fits, and --offline forbids to resolve packages anew".into(),
-                ));
+                return Err(Error::LockOffline);
             }
             _ => {
-                let packages = self.resolve_packages(job, base, wanted, staging).await?;
+                let packages = self.resolve_packages(work, wanted).await?;
                 Lock::new(&judged.manifest, locked_base, packages)
             }
         };
@@ -188,24 +193,26 @@ impl Inner {
             job.stage("downloading packages");
             let wanted: Vec<_> = lock.packages.iter().map(|p| (vec![p.url.clone()], expected(p))).collect();
             if judged.offline {
-                for (_, one) in &wanted {
-                    if self.downloads.get(one)?.is_none() {
-                        return Err(Error::NotFound {
-                            what: "download",
-                            name: one.name.clone(),
-                            remedy: "--offline was asked for; build once with the network",
-                        });
-                    }
+                let downloads = Arc::clone(&self.downloads);
+                let missing = blocking(move || crate::releases::missing(&downloads, wanted)).await?;
+                if let Some((_, one)) = missing.into_iter().next() {
+                    return Err(Error::NotFound {
+                        what: "download",
+                        name: one.name,
+                        remedy: "--offline was asked for; build once with the network",
+                    });
                 }
+            } else {
+                self.download(job, staging, wanted).await?;
             }
-            self.download(job, staging, wanted).await?;
         }
         job.stage("installing packages");
-        let layer = self.install(job, name, base, &lock, wanted, staging).await?;
+        let layer = self.install(work, &lock, wanted, pins).await?;
         let mut layers = vec![layer];
         layers.extend_from_slice(&base.layers);
 
         job.stage("committing");
+        job.check()?;
         let id = match &existing {
             Some((id, _)) => *id,
             None => Id::random().map_err(Error::io("read", "/dev/urandom"))?,
@@ -218,12 +225,13 @@ impl Inner {
                     path: casemate_store::upper(&upper),
                     children: vec!["upper".into(), "work".into()],
                 };
+                *made = Some(upper);
                 self.workers.tree(Some(job), &self.store, &request).await?;
-                self.store.sync()?;
+                let engine = Arc::clone(self);
+                blocking(move || Ok(engine.store.sync()?)).await?;
                 upper
             }
         };
-        job.check()?;
         let record = EnvironmentRecord {
             name: name.to_string(),
             state: State::Built,
@@ -257,6 +265,7 @@ impl Inner {
             step(name.as_str(), self.state_of(&id)?, Step::Build)?;
         }
         self.store.environments::<Id, EnvironmentRecord>().commit(&id, &record)?;
+        *made = None;
         let result = self.built(&id, &record, true);
         self.put_environment(id, record);
         if let Some((_, old)) = existing {
@@ -267,12 +276,11 @@ impl Inner {
 
     /// Stage 1: the image's own package manager, with the host's network and nothing else, says what it would install.
     async fn resolve_packages(
-        &self,
-        job: &Job,
-        base: &ReleaseRecord,
+        self: &Arc<Self>,
+        work: Work<'_>,
         wanted: &[String],
-        staging: &casemate_store::Staging,
     ) -> Result<Vec<casemate_manifest::LockedPackage>, Error> {
+        let Work { job, base, staging, .. } = work;
         job.stage("resolving packages");
         let downloads = staging.relative(Some(&"downloads".parse()?));
         let resolve = staging.relative(Some(&"resolve".parse()?));
@@ -302,7 +310,7 @@ impl Inner {
             id: format!("{}-resolve", staging_name(job)?),
             hostname: "resolve".into(),
             root: Root::Overlay {
-                lowers: self.lowers(&base.layers)?,
+                lowers: self.lowers(&base.layers).await?,
                 upper: at("resolve/upper")?,
                 work: at("resolve/work")?,
             },
@@ -324,7 +332,8 @@ impl Inner {
             linger: true,
             born_in_group: false,
         };
-        let output = self.run_script(job, &plan, &packages::resolve(), wanted).await?;
+        let arguments = [std::slice::from_ref(&self.settings.no_proxy), wanted].concat();
+        let output = self.run_script(job, &plan, &packages::resolve(), &arguments).await?;
         let output = String::from_utf8(output)
             .map_err(|_| Error::Package { message: "the package manager's answer is not UTF-8".into() })?;
         let found = packages::read_resolution(&output, wanted)?;
@@ -366,14 +375,13 @@ impl Inner {
 
     /// Stage 2: without network, the lock's packages and the user's account become a layer.
     async fn install(
-        &self,
-        job: &Job,
-        name: &Name,
-        base: &ReleaseRecord,
+        self: &Arc<Self>,
+        work: Work<'_>,
         lock: &Lock,
         wanted: &[String],
-        staging: &casemate_store::Staging,
+        pins: &mut Pins,
     ) -> Result<Digest, Error> {
+        let Work { job, name, base, staging } = work;
         let build: Name = "build".parse()?;
         let request = TreeRequest::Prepare {
             path: staging.relative(Some(&build)),
@@ -382,16 +390,15 @@ impl Inner {
         self.workers.tree(Some(job), &self.store, &request).await?;
         let archives = staging.path().join("packages");
         crate::releases::make_open_directory(&archives)?;
-        for package in &lock.packages {
-            self.downloads.place(&expected(package), &archives.join(packages::file_name(package)))?;
-        }
+        let places = lock.packages.iter().map(|p| (expected(p), archives.join(packages::file_name(p))));
+        self.place(places.collect()).await?;
         let at = |child: &str| mounts::own_source(&staging.path().join(child));
         let mut plan = Plan {
             version: casemate_sandbox::plan::VERSION,
             id: format!("{}-install", staging_name(job)?),
             hostname: name.to_string(),
             root: Root::Overlay {
-                lowers: self.lowers(&base.layers)?,
+                lowers: self.lowers(&base.layers).await?,
                 upper: at("build/upper")?,
                 work: at("build/work")?,
             },
@@ -426,7 +433,8 @@ impl Inner {
             self.run_script(job, &plan, &packages::install(), &names).await?;
         }
         job.stage("storing");
-        let (digest, _) = self.ingest(job, &format!("{}/upper", staging.relative(Some(&build)))).await?;
+        let (digest, _) =
+            self.ingest(job, &format!("{}/upper", staging.relative(Some(&build))), pins).await?;
         Ok(digest)
     }
 
@@ -442,17 +450,22 @@ impl Inner {
         result
     }
 
-    /// The system's certificates, for the image's package manager: what the host trusts counts, a proxy's own CA too.
+    /// The system's certificates, for the image's package manager: what the host trusts counts, a proxy's own CA too. As the
+    /// fetcher has it, what `SSL_CERT_FILE` and `SSL_CERT_DIR` name is in the place of the system's own.
     fn certificates(&self) -> Option<String> {
-        let configured = Path::new(&self.settings.ssl_cert_file);
-        [
-            configured,
-            Path::new("/etc/ssl/certs/ca-certificates.crt"),
-            Path::new("/etc/pki/tls/certs/ca-bundle.crt"),
-        ]
-        .into_iter()
-        .filter(|path| !path.as_os_str().is_empty())
-        .find_map(|path| std::fs::read_to_string(path).ok())
+        let (file, directory) = (&self.settings.ssl_cert_file, &self.settings.ssl_cert_dir);
+        if file.is_empty() && directory.is_empty() {
+            let system = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+            return system.iter().find_map(|path| std::fs::read_to_string(path).ok());
+        }
+        let mut paths = if file.is_empty() { vec![] } else { vec![PathBuf::from(file)] };
+        for directory in std::env::split_paths(directory) {
+            let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+            paths.extend(entries.map(|entry| entry.path()).filter(|path| path.is_file()));
+        }
+        let texts = paths.iter().filter_map(|path| std::fs::read_to_string(path).ok());
+        let bundle: Vec<_> = texts.filter(|text| text.contains("-----BEGIN CERTIFICATE-----")).collect();
+        (!bundle.is_empty()).then(|| bundle.join("\n"))
     }
 }
 

@@ -131,6 +131,7 @@ impl Control {
             );
             match sent {
                 Ok(_) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
                 Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {
                     return Err(ControlError::Closed);
@@ -164,6 +165,7 @@ impl Control {
                     bytes.truncate(message.bytes);
                     return Ok((bytes, descriptors));
                 }
+                Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
                 Err(rustix::io::Errno::CONNRESET) => return Err(ControlError::Closed),
                 Err(error) => return Err(error.into()),
@@ -198,7 +200,9 @@ impl Control {
     pub fn is_closed(&self) -> Result<bool, ControlError> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut ready = [PollFd::new(self.socket.get_ref(), PollFlags::empty())];
-        poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        // A child's end (SIGCHLD) interrupts even what does not wait.
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::io::retry_on_intr(|| poll(&mut ready, Some(&now)))?;
         Ok(!ready[0].revents().is_empty())
     }
 

@@ -57,9 +57,10 @@ fn describe(name: &str, host: &Path, target: &str) -> Result<Option<Device>, Err
         FileType::BlockDevice => true,
         _ => return Ok(None),
     };
-    let path = path.into_os_string().into_string().map_err(|path| {
-        Error::Argument(format!("the path of a device, {}, is not UTF-8", Path::new(&path).display()))
-    })?;
+    let path = path
+        .into_os_string()
+        .into_string()
+        .map_err(|path| Error::NotUtf8 { what: "a device", path: path.into() })?;
     let (name, target) = (name.to_owned(), target.to_owned());
     Ok(Some(Device { name, path, is_block, number: stat.st_rdev, target, is_needed: true }))
 }

@@ -43,7 +43,10 @@ impl Downloads {
 
     fn path(&self, sha256: &str) -> Result<PathBuf, Error> {
         if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-            return Err(Error::Argument(format!("{sha256:?} is no SHA-256 in lower-case hex")));
+            return Err(Error::Nonsense {
+                worker: "casemate-index",
+                answer: format!("with {sha256:?} as a SHA-256"),
+            });
         }
         Ok(self.root.join(sha256))
     }

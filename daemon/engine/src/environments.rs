@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use casemate_sandbox::control::{HealthState, Notice, Reply, Request};
-use casemate_sandbox::plan::{Account, File as PlanFile, Network, Plan, Root, Source, Sudo};
+use casemate_sandbox::plan::{Account, File as PlanFile, Network, Plan, Root, Sudo};
 use casemate_store::{Digest, Id};
 use casemate_worker::protocol::TreeRequest;
+use rustix::fs::FileType;
 
 use crate::api::{Change, ProcessInfo, State};
 use crate::build::unenforced;
@@ -95,33 +96,21 @@ impl Inner {
     ) -> Result<T, Error> {
         let policy = configuration::policy(&self.settings.configuration)?;
         let mut own =
-            vec![self.settings.store.clone(), self.settings.cache.clone(), self.settings.runtime.clone()];
+            [&self.settings.store, &self.settings.cache, &self.settings.runtime, &self.settings.state]
+                .map(Clone::clone)
+                .to_vec();
         own.extend(self.settings.configuration.first().cloned());
         let home = &self.settings.home;
         let rules = policy.mount_rules(home, &own, |path| path.canonicalize().ok());
         judge(&mounts::Judge { policy: &policy, rules, home })
     }
 
-    /// Lowers of a stack, each listing checked against its name.
-    pub(crate) fn lowers(&self, layers: &[Digest]) -> Result<Vec<Source>, Error> {
-        self.check_listings(layers)?;
-        self.unchecked_lowers(layers)
-    }
-
-    fn unchecked_lowers(&self, layers: &[Digest]) -> Result<Vec<Source>, Error> {
-        let trees = layers.iter().map(|digest| self.store.layer_path(digest).join("tree"));
-        trees.map(|tree| mounts::own_source(&tree)).collect()
-    }
-
-    fn check_listings(&self, layers: &[Digest]) -> Result<(), Error> {
-        layers.iter().try_for_each(|digest| Ok(self.store.check_listing(digest)?))
-    }
-
+    /// Bash where the image has it. The answer is of the topmost layer that has such a name: there a whiteout, which is a device,
+    /// hides what is below.
     pub(crate) fn account(&self, layers: &[Digest]) -> Account {
         let has = |path: &str| {
-            layers.iter().any(|digest| {
-                self.store.layer_path(digest).join("tree").join(path).symlink_metadata().is_ok()
-            })
+            let found = layers.iter().find_map(|digest| self.store.kind_in_layer(digest, path));
+            matches!(found, Some(FileType::RegularFile | FileType::Symlink))
         };
         let shell = if has("usr/bin/bash") || has("bin/bash") { "/bin/bash" } else { "/bin/sh" };
         Account {

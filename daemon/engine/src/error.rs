@@ -39,6 +39,7 @@ pub enum ErrorKind {
     SandboxFailed,
     WorkerFailed,
     Io,
+    Internal,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,12 +50,41 @@ pub enum Error {
     AlreadyExists { what: &'static str, name: String, remedy: &'static str },
     #[error(transparent)]
     Name(#[from] casemate_store::names::BadName),
-    #[error("{0}")]
-    Argument(String),
+    #[error(
+        "{name:?} is a source's name for a release; an archive is imported as `local/NAME`, or `NAME` for short"
+    )]
+    SourcesName { name: String },
+    #[error("the archive is {what}; give a file, or a pipe that an archive comes out of")]
+    NoArchive { what: &'static str },
+    #[error("the path of {what}, {path}, is not UTF-8; rename it")]
+    NotUtf8 { what: &'static str, path: PathBuf },
+    #[error(
+        "{path} is not what it is for the daemon (another mount namespace, or renamed meanwhile); call again from the host"
+    )]
+    ElsewherePath { path: PathBuf },
+    #[error("the command cannot be handed over: {0}")]
+    Command(crate::control::ControlError),
+    /// A worker said what no worker of ours says: it is damaged, or somebody's.
+    #[error("{worker} answered {answer}, which makes no sense; nothing of it was used. Please report this")]
+    Nonsense { worker: &'static str, answer: String },
+    #[error("{what} broke off: {panic}; please report this")]
+    BrokeOff { what: &'static str, panic: tokio::task::JoinError },
+    #[error("{path} makes no sense: {what}")]
+    Odd { path: PathBuf, what: String },
     #[error(transparent)]
     Manifest(#[from] casemate_manifest::ManifestError),
     #[error("casemate.lock: {0}")]
-    Lock(String),
+    Lock(casemate_manifest::LockError),
+    #[error("casemate.lock: not found, but --locked asks for it; build once without --locked")]
+    LockMissing,
+    #[error("casemate.lock: it was made for another manifest; build once without --locked")]
+    LockOfAnother,
+    #[error(
+        "casemate.lock: it pins another state of {release} than the one that is here; fetch that release, or build without --locked"
+    )]
+    LockPins { release: String },
+    #[error("casemate.lock: no lock fits, and --offline forbids to resolve packages anew")]
+    LockOffline,
     #[error("environment {name:?} is {from}, it cannot {action}; {remedy}")]
     Transition { name: String, from: State, action: &'static str, remedy: &'static str },
     #[error(transparent)]
@@ -160,9 +190,20 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Self::Name(_) => ErrorKind::InvalidName,
-            Self::Argument(_) => ErrorKind::InvalidArgument,
+            Self::SourcesName { .. }
+            | Self::NoArchive { .. }
+            | Self::NotUtf8 { .. }
+            | Self::ElsewherePath { .. }
+            | Self::Command(_) => ErrorKind::InvalidArgument,
+            Self::Nonsense { .. } => ErrorKind::WorkerFailed,
+            Self::BrokeOff { .. } => ErrorKind::Internal,
+            Self::Odd { .. } => ErrorKind::Io,
             Self::Manifest(_) => ErrorKind::InvalidManifest,
-            Self::Lock(_) => ErrorKind::InvalidLock,
+            Self::Lock(_)
+            | Self::LockMissing
+            | Self::LockOfAnother
+            | Self::LockPins { .. }
+            | Self::LockOffline => ErrorKind::InvalidLock,
             Self::Transition { .. } => ErrorKind::IllegalTransition,
             Self::Refused(Refusal::MountDenied { .. }) => ErrorKind::MountDenied,
             Self::Refused(Refusal::VariableDenied { .. }) => ErrorKind::VariableDenied,

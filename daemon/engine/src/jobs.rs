@@ -1,10 +1,13 @@
 //! Jobs: long operations that report where they are, can be cancelled, and stay to be read for a while after they end.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::FlockOperation;
 use tokio::sync::{broadcast, watch};
 
 use crate::api::{Caller, Change, JobId, JobInfo, JobState};
@@ -22,6 +25,8 @@ const LINE_MAX: usize = 1_024;
 const RUNNING_MAX: usize = 32;
 /// Jobs of one caller that run at a time.
 const RUNNING_EACH: usize = 8;
+/// Numbers taken at a time.
+const BLOCK: JobId = 1_000;
 /// Whoever claims this is alone.
 pub const EVERYTHING: &str = "the store";
 
@@ -33,8 +38,43 @@ struct Entry {
     ended: Option<Instant>,
 }
 
-struct Table {
+/// Numbers of jobs, unique for as long as the runtime directory lives, across restarts and daemons that share it: a path on the
+/// bus, and a directory of a job's sandbox, never name two. A daemon takes a block at a time.
+struct Numbers {
+    file: PathBuf,
     next: JobId,
+    end: JobId,
+}
+
+impl Numbers {
+    fn take(&mut self) -> Result<JobId, Error> {
+        if self.next == self.end {
+            use std::os::unix::fs::FileExt;
+            let path = &self.file;
+            let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
+            let file = options.map_err(Error::io("open", path))?;
+            // Released when it is closed.
+            rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(Error::sys("lock", path))?;
+            let text = std::io::read_to_string(&file).map_err(Error::io("read", path))?;
+            let taken: JobId = match text.trim() {
+                "" => 0,
+                number => number.parse().map_err(|_| Error::Odd {
+                    path: path.clone(),
+                    what: "it is no number; remove it".into(),
+                })?,
+            };
+            let end = taken.saturating_add(BLOCK);
+            file.write_all_at(format!("{end}\n").as_bytes(), 0).map_err(Error::io("write", path))?;
+            (self.next, self.end) = (taken + 1, end + 1);
+        }
+        let number = self.next;
+        self.next += 1;
+        Ok(number)
+    }
+}
+
+struct Table {
+    numbers: Numbers,
     jobs: BTreeMap<JobId, Entry>,
     /// What running jobs have to themselves.
     held: HashSet<String>,
@@ -66,9 +106,9 @@ pub(crate) fn now() -> u64 {
 }
 
 impl Jobs {
-    /// `first` is the number of the first job: unique across restarts, so that a path on the bus never names two.
-    pub fn new(changes: broadcast::Sender<Change>, first: JobId) -> Arc<Self> {
-        let table = Table { next: first, jobs: BTreeMap::new(), held: HashSet::new(), stopping: false };
+    pub fn new(changes: broadcast::Sender<Change>, runtime: &Path) -> Arc<Self> {
+        let numbers = Numbers { file: runtime.join("jobs"), next: 0, end: 0 };
+        let table = Table { numbers, jobs: BTreeMap::new(), held: HashSet::new(), stopping: false };
         Arc::new(Self { table: Mutex::new(table), changes })
     }
 
@@ -190,9 +230,8 @@ impl Jobs {
                 return Err(Error::Busy { what: claim.what, name: claim.name.clone() });
             }
         }
+        let id = table.numbers.take()?;
         table.held.extend(keys.iter().cloned());
-        let id = table.next;
-        table.next += 1;
         let info = JobInfo {
             id,
             kind: kind.to_owned(),
@@ -220,7 +259,7 @@ impl Jobs {
         tokio::spawn(async move {
             let outcome = match running.await {
                 Ok(outcome) => outcome,
-                Err(panic) => Err(Error::Argument(format!("the job broke off: {panic}; please report this"))),
+                Err(panic) => Err(Error::BrokeOff { what: "the job", panic }),
             };
             jobs.end(id, &keys, outcome);
         });

@@ -18,6 +18,7 @@ mod downloads;
 mod environments;
 mod error;
 mod jobs;
+mod layers;
 mod limits;
 mod mounts;
 mod network;
@@ -32,7 +33,7 @@ mod sockets;
 mod state;
 mod workers;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,6 +73,8 @@ pub(crate) struct Inner {
     jobs: Arc<Jobs>,
     tables: Mutex<Tables>,
     session: AtomicU64,
+    /// Held while layers are removed; shared while one is made and not pinned yet.
+    sweeping: tokio::sync::RwLock<()>,
 }
 
 #[derive(Default)]
@@ -171,43 +174,6 @@ impl Inner {
         self.tell(Change::ReleaseRemoved(name.to_string()));
     }
 
-    /// Keep layers that a job is at, whatever becomes of the records that name them.
-    pub(crate) fn pin(&self, layers: &[Digest]) {
-        self.tables().pinned.extend(layers);
-    }
-
-    pub(crate) fn unpin(&self, layers: &[Digest]) {
-        let mut tables = self.tables();
-        for layer in layers {
-            if let Some(at) = tables.pinned.iter().position(|pinned| pinned == layer) {
-                tables.pinned.swap_remove(at);
-            }
-        }
-    }
-
-    /// Every layer that a record names, or a job is at.
-    fn layers_in_use(&self) -> HashSet<Digest> {
-        let tables = self.tables();
-        let of_releases = tables.releases.values().flat_map(|record| &record.layers);
-        let of_environments = tables.environments.values().flat_map(|environment| &environment.record.layers);
-        of_releases.chain(of_environments).chain(&tables.pinned).copied().collect()
-    }
-
-    /// Remove those of `layers` that no record names any more. While a record is damaged, nobody knows what it names.
-    pub(crate) async fn drop_layers(&self, layers: &[Digest]) -> Result<(), Error> {
-        if !self.tables().damage.is_empty() {
-            return Ok(());
-        }
-        let used = self.layers_in_use();
-        let paths: Vec<String> =
-            layers.iter().filter(|layer| !used.contains(layer)).map(casemate_store::layer).collect();
-        if paths.is_empty() {
-            return Ok(());
-        }
-        self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await?;
-        Ok(())
-    }
-
     pub(crate) async fn drop_staging(&self, staging: &casemate_store::Staging) -> Result<(), Error> {
         let request = TreeRequest::Remove { paths: vec![staging.relative(None)] };
         self.workers.tree(None, &self.store, &request).await?;
@@ -256,6 +222,7 @@ impl Engine {
         let (changes, _) = broadcast::channel(CHANGES_KEPT);
         // Numbers of sessions must not repeat while an init lives that an earlier daemon started.
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let jobs = Jobs::new(changes.clone(), &settings.runtime);
         let inner = Arc::new(Inner {
             uid: rustix::process::getuid().as_raw(),
             gid: rustix::process::getgid().as_raw(),
@@ -265,10 +232,11 @@ impl Engine {
             downloads,
             workers,
             cgroups: cgroups::Cgroups::new(systemd),
-            jobs: Jobs::new(changes.clone(), 1),
+            jobs,
             changes,
             tables: Mutex::new(Tables { idle_since: Some(Instant::now()), ..Tables::default() }),
             session: AtomicU64::new(u64::try_from(since.as_micros()).unwrap_or(1)),
+            sweeping: tokio::sync::RwLock::default(),
         });
         inner.recover().await?;
         Ok(Arc::new(Self { inner }))
@@ -449,10 +417,9 @@ impl Engine {
     pub fn import_release(&self, caller: &Caller, name: &str, archive: OwnedFd) -> Result<JobId, Error> {
         // Names of sources are for what their keys have signed.
         if name.split_once('/').is_some_and(|(source, _)| source != "local") {
-            return Err(Error::Argument(format!(
-                "{name:?} is a source's name for a release; an archive is imported as `local/NAME`, or `NAME` for short"
-            )));
+            return Err(Error::SourcesName { name: name.to_owned() });
         }
+        let archive = releases::Archive::of(archive)?;
         let name = releases::parse_reference(name)?;
         if self.inner.tables().releases.contains_key(&name) {
             return Err(Error::AlreadyExists {
@@ -684,7 +651,8 @@ impl Inner {
         // By their first byte, as they are laid out: `objects` itself is the store's.
         paths.extend((0..=u8::MAX).map(|first| format!("objects/{first:02x}")));
         self.workers.tree(Some(&job), &self.store, &TreeRequest::Remove { paths }).await?;
-        self.downloads.remove_all()?;
+        let downloads = Arc::clone(&self.downloads);
+        releases::blocking(move || downloads.remove_all()).await?;
         Ok(vec![])
     }
 }

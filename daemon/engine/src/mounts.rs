@@ -24,9 +24,7 @@ const OPEN: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 /// Describe an open directory or file, so that it is recognised when it is opened again by path.
 pub fn source(path: &Path, descriptor: &OwnedFd) -> Result<Source, Error> {
     let stat = rustix::fs::fstat(descriptor).map_err(Error::sys("look up", path))?;
-    let text = path.to_str().ok_or_else(|| {
-        Error::Argument(format!("{} cannot be mounted: its path is not UTF-8; rename it", path.display()))
-    })?;
+    let text = path.to_str().ok_or_else(|| Error::NotUtf8 { what: "a mount", path: path.to_owned() })?;
     Ok(Source { path: text.to_owned(), inode: Inode { device: stat.st_dev, inode: stat.st_ino } })
 }
 
@@ -44,10 +42,7 @@ pub fn path_of(descriptor: BorrowedFd<'_>) -> Result<PathBuf, Error> {
     let named = rustix::fs::stat(&path).map_err(Error::sys("look up", &path))?;
     let held = rustix::fs::fstat(descriptor).map_err(Error::sys("look up", &path))?;
     if (named.st_dev, named.st_ino) != (held.st_dev, held.st_ino) {
-        return Err(Error::Argument(format!(
-            "{} is not what it is for the daemon (another mount namespace, or renamed meanwhile); call again from the host",
-            path.display()
-        )));
+        return Err(Error::ElsewherePath { path });
     }
     Ok(path)
 }
@@ -92,9 +87,7 @@ pub fn judge_new(
         }
     };
     let host = path_of(std::os::fd::AsFd::as_fd(&descriptor))?;
-    let host_text = host.to_str().ok_or_else(|| {
-        Error::Argument(format!("{} cannot be mounted: its path is not UTF-8", host.display()))
-    })?;
+    let host_text = host.to_str().ok_or_else(|| Error::NotUtf8 { what: "a mount", path: host.clone() })?;
     let record = MountRecord {
         requested: requested.to_owned(),
         host: host_text.to_owned(),

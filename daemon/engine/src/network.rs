@@ -1,6 +1,6 @@
 //! The network of an environment: what its record asks for, with the tools that this machine has.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use casemate_manifest::{Destination, Host, Port, Protocol};
 use casemate_sandbox::plan::{self, Allow, NAME_SERVER, Network, Private};
@@ -65,9 +65,7 @@ impl Inner {
 
     fn need(&self, name: &'static str, package: &'static str, key: &'static str) -> Result<String, Error> {
         let path = self.tool(name).ok_or(Error::ToolMissing { tool: name, package, key })?;
-        path.into_os_string().into_string().map_err(|path| {
-            Error::Argument(format!("the path of {name}, {}, is not UTF-8", Path::new(&path).display()))
-        })
+        path.into_os_string().into_string().map_err(|path| Error::NotUtf8 { what: name, path: path.into() })
     }
 
     /// Policy is asked again: it may have changed since the environment was built.
@@ -76,11 +74,10 @@ impl Inner {
             "host" => Ok(Network::Host),
             "private" => {
                 configuration::policy(&self.settings.configuration)?.judge_ports(&record.ports)?;
-                let resolver = self
-                    .settings
-                    .resolver
-                    .to_str()
-                    .ok_or_else(|| Error::Argument("the path of resolv.conf is not UTF-8".to_owned()))?;
+                let resolver = self.settings.resolver.to_str().ok_or_else(|| Error::NotUtf8 {
+                    what: "resolv.conf",
+                    path: self.settings.resolver.clone(),
+                })?;
                 let allow = match &record.allow {
                     None => None,
                     Some(list) => Some(Allow {
@@ -122,6 +119,8 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

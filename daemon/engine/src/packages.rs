@@ -42,12 +42,14 @@ rm -rf /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/*.log /var/log/apt/
 const APT: &str = "apt-get -q -y --no-install-recommends -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 -o Acquire::Languages=none";
 
 /// Stage 1: refresh the indexes, tell what would be installed, and download it. The output is for [`read_resolution`].
-/// `packages` and proxies are arguments, never text of the script.
+/// Arguments, never text of the script: hosts that no proxy serves (`no_proxy`), then packages.
 pub fn resolve() -> String {
     format!(
         r#"set -e
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mkdir -p /var/lib/apt/lists/partial /var/cache/apt/archives/partial
+[ -z "$1" ] || export no_proxy="$1"
+shift
 {APT} update >&2
 uris=$({APT} -qq --print-uris install -- "$@")
 echo "== uris"

@@ -2,19 +2,22 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use casemate_sandbox::plan::{Account, Ids, Mount, Network, Plan, Root};
 use casemate_store::{Name, ReleaseName};
 use casemate_worker::protocol::{
     FetchItem, FetchRequest, IndexRequest, Package, PackagesIndex, ReleaseIndex, Slice, TreeRequest,
-    TreeResult, UnpackLimits, UnpackRequest,
+    UnpackLimits, UnpackRequest,
 };
+use rustix::fs::FileType;
 
 use crate::configuration::{self, SourceDefinition, SourceFile};
 use crate::downloads::{self, Downloads, Expected};
 use crate::error::Error;
 use crate::jobs::{Job, now};
+use crate::layers::Pins;
 use crate::packages;
 use crate::records::{ReleasePackage, ReleaseRecord};
 use crate::sandboxes::Throwaway;
@@ -103,7 +106,9 @@ impl Inner {
         reference: ReleaseName,
     ) -> Result<Vec<(String, String)>, Error> {
         let staging = self.store.staging(&staging_name(&job)?)?;
-        let outcome = self.fetch_in(&job, &reference, &staging).await;
+        let mut pins = self.pins();
+        let outcome = self.fetch_in(&job, &reference, &staging, &mut pins).await;
+        pins.release().await;
         self.drop_staging(&staging).await?;
         outcome
     }
@@ -113,6 +118,7 @@ impl Inner {
         job: &Job,
         reference: &ReleaseName,
         staging: &casemate_store::Staging,
+        pins: &mut Pins,
     ) -> Result<Vec<(String, String)>, Error> {
         let definition = self.definition(reference)?;
         let SourceFile::DebianArchive { mirrors, keyring, suites, component, include } = &definition.file;
@@ -236,9 +242,9 @@ impl Inner {
         job.stage("configuring packages");
         let archives = staging.path().join("archives");
         make_open_directory(&archives)?;
-        for (number, (package, expected)) in chosen.iter().zip(&expected).enumerate() {
-            self.downloads.place(expected, &archives.join(format!("{number:04}_{}.deb", package.name)))?;
-        }
+        let files = chosen.iter().enumerate();
+        let files = files.map(|(number, package)| archives.join(format!("{number:04}_{}.deb", package.name)));
+        self.place(expected.into_iter().zip(files).collect()).await?;
         let plan = Plan {
             version: casemate_sandbox::plan::VERSION,
             id: staging_name(job)?.to_string(),
@@ -268,7 +274,7 @@ impl Inner {
         self.run_script(job, &plan, packages::CONFIGURE_BASE, &source).await?;
 
         job.stage("storing");
-        let (digest, bytes) = self.ingest(job, &tree_path).await?;
+        let (digest, bytes) = self.ingest(job, &tree_path, pins).await?;
         let record = ReleaseRecord {
             source: definition.name.to_string(),
             kind: "debian-archive".into(),
@@ -299,10 +305,12 @@ impl Inner {
         self: Arc<Self>,
         job: Job,
         reference: ReleaseName,
-        archive: OwnedFd,
+        archive: Archive,
     ) -> Result<Vec<(String, String)>, Error> {
         let staging = self.store.staging(&staging_name(&job)?)?;
-        let outcome = self.import_in(&job, &reference, &staging, archive).await;
+        let mut pins = self.pins();
+        let outcome = self.import_in(&job, &reference, &staging, archive, &mut pins).await;
+        pins.release().await;
         self.drop_staging(&staging).await?;
         outcome
     }
@@ -312,8 +320,19 @@ impl Inner {
         job: &Job,
         reference: &ReleaseName,
         staging: &casemate_store::Staging,
-        archive: OwnedFd,
+        archive: Archive,
+        pins: &mut Pins,
     ) -> Result<Vec<(String, String)>, Error> {
+        let archive = match archive {
+            Archive::File(file) => file,
+            Archive::Pipe(pipe) => {
+                job.stage("reading the archive");
+                tokio::select! {
+                    file = spooled(job, pipe, staging) => file?,
+                    () = job.cancelled() => return Err(Error::Cancelled),
+                }
+            }
+        };
         job.stage("unpacking the archive");
         let tree = "tree".parse::<Name>()?;
         let tree_path = staging.relative(Some(&tree));
@@ -325,7 +344,7 @@ impl Inner {
             .unpack(job, &request, vec![staging.open_child(&tree)?, archive, staging.spool()?])
             .await?;
         job.stage("storing");
-        let (digest, bytes) = self.ingest(job, &tree_path).await?;
+        let (digest, bytes) = self.ingest(job, &tree_path, pins).await?;
         let record = ReleaseRecord {
             source: reference.source.to_string(),
             kind: "file".into(),
@@ -389,16 +408,10 @@ impl Inner {
         Ok(vec![("release".into(), reference.to_string())])
     }
 
-    /// Ingest a tree in staging. The layer is not referred to by any record yet.
-    pub(crate) async fn ingest(&self, job: &Job, path: &str) -> Result<(casemate_store::Digest, u64), Error> {
-        let request = TreeRequest::Ingest { path: path.to_owned() };
-        match self.workers.tree(Some(job), &self.store, &request).await? {
-            TreeResult::Ingested { digest, bytes, new_objects, .. } => {
-                job.log(&format!("layer {digest}: {bytes} bytes, {new_objects} new objects"));
-                Ok((digest.parse()?, bytes))
-            }
-            other => Err(Error::Argument(format!("casemate-tree answered {other:?} when asked to ingest"))),
-        }
+    /// Make cached downloads appear at paths of ours.
+    pub(crate) async fn place(&self, places: Vec<(Expected, PathBuf)>) -> Result<(), Error> {
+        let downloads = Arc::clone(&self.downloads);
+        blocking(move || places.iter().try_for_each(|(expected, to)| downloads.place(expected, to))).await
     }
 
     /// Run a script as root of a throwaway sandbox; anything but success is an error with its last words.
@@ -451,7 +464,10 @@ impl Inner {
         let url = fetched.and_then(|from| urls.into_iter().nth(from));
         Ok((
             file,
-            url.ok_or_else(|| Error::Argument("casemate-fetch told of no item, or of another".into()))?,
+            url.ok_or_else(|| Error::Nonsense {
+                worker: "casemate-fetch",
+                answer: "with another item".into(),
+            })?,
         ))
     }
 
@@ -490,9 +506,8 @@ impl Inner {
                 limit: expected.size,
                 plain_http: true,
             });
-            offset = offset.checked_add(expected.size).ok_or_else(|| {
-                Error::Argument("the sizes of the packages add up to more than 2^64".into())
-            })?;
+            // Sizes come from locks and indexes: what does not fit 64 bits fits no disk either.
+            offset = offset.saturating_add(expected.size);
         }
         if offset > self.store.free_bytes()? {
             return Err(Error::Io {
@@ -520,7 +535,48 @@ impl Inner {
     }
 }
 
-fn missing(
+/// What an archive is imported from.
+pub enum Archive {
+    File(OwnedFd),
+    Pipe(OwnedFd),
+}
+
+impl Archive {
+    pub fn of(descriptor: OwnedFd) -> Result<Self, Error> {
+        let stat = rustix::fs::fstat(&descriptor).map_err(Error::sys("look at", "the archive"))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Ok(Self::File(descriptor)),
+            FileType::Fifo => Ok(Self::Pipe(descriptor)),
+            FileType::Directory => Err(Error::NoArchive { what: "a directory" }),
+            FileType::Socket => Err(Error::NoArchive { what: "a socket" }),
+            _ => Err(Error::NoArchive { what: "a device" }),
+        }
+    }
+}
+
+/// All that comes out of a pipe, in an unlinked file: unpacking reads an archive from several places at once.
+async fn spooled(job: &Job, pipe: OwnedFd, staging: &casemate_store::Staging) -> Result<OwnedFd, Error> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let failed = || Error::io("read the archive from", "its pipe");
+    let mut pipe = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe).map_err(failed())?;
+    let spool = staging.spool()?;
+    let kept = spool.try_clone().map_err(failed())?;
+    let mut file = tokio::fs::File::from_std(File::from(spool));
+    let mut block = vec![0; 256 << 10];
+    let mut bytes = 0;
+    loop {
+        let count = pipe.read(&mut block).await.map_err(failed())?;
+        if count == 0 {
+            file.flush().await.map_err(Error::io("write the archive to", staging.path()))?;
+            return Ok(kept);
+        }
+        file.write_all(&block[..count]).await.map_err(Error::io("write the archive to", staging.path()))?;
+        bytes += count as u64;
+        job.progress((bytes, 0), (0, 0));
+    }
+}
+
+pub fn missing(
     downloads: &Downloads,
     wanted: Vec<(Vec<String>, Expected)>,
 ) -> Result<Vec<(Vec<String>, Expected)>, Error> {
@@ -535,7 +591,10 @@ fn missing(
 
 fn read_catalogue(mut file: File, counts: &PackagesIndex) -> Result<Vec<Package>, Error> {
     use std::io::{Read, Seek};
-    let wrong = |message: String| Error::Argument(format!("casemate-index wrote a catalogue that {message}"));
+    let wrong = |what: String| Error::Nonsense {
+        worker: "casemate-index",
+        answer: format!("with a catalogue that {what}"),
+    };
     if counts.bytes > CATALOGUE_MAX {
         return Err(wrong(format!("is longer than {CATALOGUE_MAX} bytes")));
     }
@@ -579,6 +638,6 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
-        Err(panic) => Err(Error::Argument(format!("a task broke off: {panic}; please report this"))),
+        Err(panic) => Err(Error::BrokeOff { what: "a step of the job", panic }),
     }
 }

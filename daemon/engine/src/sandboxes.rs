@@ -98,7 +98,7 @@ fn identity(pid: Pid) -> Result<Identity, Error> {
         .rsplit_once(')')
         .and_then(|(_, rest)| rest.split_whitespace().nth(19))
         .and_then(|field| field.parse().ok())
-        .ok_or_else(|| Error::Argument(format!("{path} has no start time")))?;
+        .ok_or_else(|| Error::Odd { path: path.clone().into(), what: "it has no start time".into() })?;
     let boot = "/proc/sys/kernel/random/boot_id";
     let boot_id = std::fs::read_to_string(boot).map_err(Error::io("read", boot))?.trim().to_owned();
     Ok(Identity { pid: pid.as_raw_nonzero().get(), start_time, boot_id })
@@ -118,7 +118,7 @@ fn remember(directory: &Path, is: Identity, user_namespaces: [u64; 2]) -> Result
     let recorded = directory.join(STATE_FILE);
     let Identity { pid, start_time, boot_id } = is;
     let text = toml::to_string(&Remembered { pid, start_time, boot_id, user_namespaces })
-        .map_err(|error| Error::Argument(format!("{}: {error}", recorded.display())))?;
+        .map_err(|error| Error::Odd { path: recorded.clone(), what: error.to_string() })?;
     // Whole or not at all: half a file would make the next daemon take a running init for a stranger.
     let beside = directory.join("state.new");
     std::fs::write(&beside, text).map_err(Error::io("write", &beside))?;

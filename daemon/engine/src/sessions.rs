@@ -142,9 +142,9 @@ impl Inner {
                     let message = format!("init answered {reply:?} to exec");
                     return Err(Error::Sandbox { name: record.name, message });
                 }
-                Err(ControlError::TooLong(bytes)) => {
+                Err(error @ ControlError::TooLong(_)) => {
                     forget()?;
-                    return Err(Error::Argument(ControlError::TooLong(bytes).to_string()));
+                    return Err(Error::Command(error));
                 }
                 Err(error) => {
                     forget()?;

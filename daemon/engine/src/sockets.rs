@@ -157,7 +157,8 @@ impl Inner {
                 "ssh-agent" => self.plan_agent(grants, mounts)?,
                 "x11" => self.plan_x11(grants, mounts)?,
                 other => {
-                    return Err(Error::Argument(format!("socket {other:?} is not known to this version")));
+                    let reason = "no such socket is known".to_owned();
+                    return Err(Error::Unsupported { key: other.to_owned(), reason });
                 }
             }
         }

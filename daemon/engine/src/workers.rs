@@ -116,9 +116,8 @@ impl Workers {
     ) -> Result<FetchResult, Error> {
         let result: FetchResult = self.run(Worker::Fetch, Some(job), request, vec![output], TRANSFER).await?;
         if result.items.len() != request.items.len() {
-            return Err(Error::Argument(
-                "casemate-fetch told of another number of items than it was given".into(),
-            ));
+            let answer = format!("with {} items of {}", result.items.len(), request.items.len());
+            return Err(Error::Nonsense { worker: "casemate-fetch", answer });
         }
         Ok(result)
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -269,6 +269,19 @@ impl Store {
     /// `uppers/<id>`, absolute. In there are `upper` and `work`.
     pub fn upper_path(&self, id: &Id) -> PathBuf {
         self.root.join(upper(id))
+    }
+
+    /// What kind of file a layer has at a path; `None` also where the way leads through a link: an image's links are not
+    /// followed here.
+    pub fn kind_in_layer(&self, digest: &Digest, path: &str) -> Option<FileType> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let tree = format!("{}/tree", layer(digest));
+        let tree = rustix::fs::openat2(&self.directory, tree, flags, Mode::empty(), beneath).ok()?;
+        let (way, name) = path.rsplit_once('/').unwrap_or((".", path));
+        let way = rustix::fs::openat2(&tree, way, flags, Mode::empty(), beneath).ok()?;
+        let stat = rustix::fs::statat(&way, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        Some(FileType::from_raw_mode(stat.st_mode))
     }
 
     /// Check a layer's listing against the layer's name: due whenever a stack is mounted.
