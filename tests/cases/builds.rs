@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::process::{Child, Stdio};
+use std::time::Instant;
 
 use casemate_tests::archive::Archive;
 use casemate_tests::processes::marked;
-use casemate_tests::{World, manifest_text, text, wait_for};
+use casemate_tests::{World, manifest_text, seed, soak, text, wait_for};
 
 const BASE: &str = "debian/bookworm";
 
@@ -71,6 +72,48 @@ fn at_once_and_while_their_release_goes() {
     world.run(&["release", "remove", BASE]);
     for kind in ["layers", "staging", "uppers"] {
         assert_eq!(world.in_store(kind), Vec::<String>::new(), "{kind}");
+    }
+}
+
+/// An archive's layer is the same by whatever name it is imported: what removes one name must not take it from another that is
+/// being imported meanwhile, and two can be imported at once. CASEMATE_SEED repeats a run.
+#[test]
+fn a_layer_that_goes_and_comes_at_once() {
+    let seed = seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let world = World::new();
+    let tree = world.project().join("tree/etc");
+    std::fs::create_dir_all(&tree).expect("directory");
+    for file in 0..200 {
+        std::fs::write(tree.join(file.to_string()), format!("{file}\n")).expect("file");
+    }
+    let archive = world.project().join("archive.tar").display().to_string();
+    let mut tar = world.command("tar");
+    tar.arg("-C").arg(world.project().join("tree")).args(["--owner=0", "--group=0", "-cf", &archive, "etc"]);
+    assert!(tar.status().expect("tar").success());
+    let start = Instant::now();
+    world.run(&["release", "import", "even", &archive]);
+    let takes = start.elapsed();
+    let names = ["even", "odd"];
+    for round in 0..soak(400, 30) {
+        let (old, new) = (names[round % 2], names[(round + 1) % 2]);
+        let importing = begin(&world, &["release", "import", new, &archive]);
+        // When they meet is the test's subject, so this waits for time and nothing else.
+        let moment = takes.mul_f64(random.f64());
+        std::thread::sleep(moment);
+        world.run(&["release", "remove", &format!("local/{old}")]);
+        succeeds(&world, "import", importing);
+        let label = format!("CASEMATE_SEED={seed}, round {round}: removed after {moment:?}");
+        assert_eq!(world.in_store("layers").len(), 1, "{label}: {new} has no layer");
+        if round % 5 == 0 {
+            world.run(&["release", "remove", &format!("local/{new}")]);
+            let both = names.map(|name| begin(&world, &["release", "import", name, &archive]));
+            for importing in both {
+                succeeds(&world, &label, importing);
+            }
+            world.run(&["release", "remove", &format!("local/{old}")]);
+            assert_eq!(world.in_store("layers").len(), 1, "{label}: {new} has no layer");
+        }
     }
 }
 

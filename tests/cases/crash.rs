@@ -135,6 +135,10 @@ fn nothing_stray(world: &World, moment: &str) {
             assert!(known.contains(&name), "{moment}: {kind}/{name} belongs to nothing");
         }
     }
+    let downloads = std::fs::read_dir(world.downloads()).expect("cache");
+    for name in downloads.map(|entry| entry.expect("entry").file_name()) {
+        assert!(!name.as_encoded_bytes().starts_with(b"."), "{moment}: the download {name:?} is unfinished");
+    }
     let environments = world.in_store("environments").join(" ");
     for entry in std::fs::read_dir(world.runtime()).expect("runtime directory") {
         let name = entry.expect("entry").file_name().to_string_lossy().into_owned();

@@ -38,6 +38,7 @@ impl Downloads {
     pub fn open(cache: &Path) -> Result<Self, Error> {
         let root = cache.join("sha256");
         std::fs::create_dir_all(&root).map_err(Error::io("make", &root))?;
+        clear_unfinished(&root)?;
         Ok(Self { root, number: AtomicU64::new(0) })
     }
 
@@ -129,6 +130,27 @@ impl Downloads {
         })();
         copied.map_err(Error::io("copy a package to", to))
     }
+}
+
+/// Remove what daemons were writing when they died. Another one, of another store, may be writing at this moment.
+fn clear_unfinished(root: &Path) -> Result<(), Error> {
+    for entry in std::fs::read_dir(root).map_err(Error::io("list", root))? {
+        let entry = entry.map_err(Error::io("list", root))?;
+        // As `put` names them: digest, pid, number.
+        let name = entry.file_name();
+        let pid =
+            name.to_str().and_then(|name| name.strip_prefix('.')?.split('.').nth(1)?.parse::<u32>().ok());
+        // Our own number was a daemon's before us.
+        if pid.is_some_and(|pid| pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists()) {
+            let path = entry.path();
+            match std::fs::remove_file(&path) {
+                // Another one is at this, too.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(Error::io("remove", &path))?,
+            }
+        }
+    }
+    Ok(())
 }
 
 fn copy(

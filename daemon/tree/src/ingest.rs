@@ -135,22 +135,27 @@ pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Resu
     drop(workshop);
 
     let target = layer(&digest);
-    let known = match rustix::fs::statat(store, &*target, AtFlags::SYMLINK_NOFOLLOW) {
+    let there = match rustix::fs::statat(store, &*target, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(_) => true,
         Err(Errno::NOENT) => false,
         Err(errno) => return Err(Error::system("look for", target.as_bytes())(errno)),
     };
     let mut sync = || sync(store, &mut || progress(bytes, entries));
+    let known = there || {
+        // Everything the layer consists of is on the disk before its name is.
+        sync().map_err(Error::system("sync the file system of", shown))?;
+        match rustix::fs::renameat_with(&home, &*building, store, &*target, RenameFlags::NOREPLACE) {
+            Ok(()) => false,
+            // Another one was faster with the same.
+            Err(Errno::EXIST) => true,
+            Err(errno) => return Err(Error::system("commit", target.as_bytes())(errno)),
+        }
+    };
     if known {
         if heal(store, &home, &building, &digest)? {
             sync().map_err(Error::system("sync the file system of", shown))?;
         }
         remove_in(&home, &building, building.as_bytes(), &mut |_| ())?;
-    } else {
-        // Everything the layer consists of is on the disk before its name is.
-        sync().map_err(Error::system("sync the file system of", shown))?;
-        rustix::fs::renameat_with(&home, &*building, store, &*target, RenameFlags::NOREPLACE)
-            .map_err(Error::system("commit", target.as_bytes()))?;
     }
     // Also where it is known: whoever renamed it may have been killed before this.
     let layers = open_directory(store, "layers").map_err(Error::system("open", b"layers"))?;
