@@ -7,12 +7,14 @@ mod cases {
     pub mod client;
     pub mod confinement;
     pub mod crash;
+    pub mod desktop;
     pub mod devices;
     pub mod environments;
     pub mod escape;
     pub mod install;
     pub mod judgement;
     pub mod limits;
+    pub mod namespaces;
     pub mod network;
     pub mod peers;
     pub mod proxies;

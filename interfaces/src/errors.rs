@@ -18,6 +18,7 @@ pub enum Error {
     PortDenied(String),
     DeviceDenied(String),
     SocketDenied(String),
+    NestingDenied(String),
     VariableDenied(String),
     ResourceLimitExceeded(String),
     ResourceLimitUnenforceable(String),

@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 /// Long enough for the slowest machine; a test that meets it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(300);
 
+/// Programs that `scripts/newer` has unpacked.
+pub const NEWER: &str = "/usr/local/lib/casemate-tests/bin";
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 pub struct World {
@@ -262,7 +265,7 @@ impl World {
         command
             .env_clear()
             .env("HOME", home)
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin")
+            .env("PATH", format!("{NEWER}:/usr/local/bin:/usr/bin:/bin:/usr/sbin"))
             .env("LANG", "C.UTF-8")
             .env("XDG_DATA_HOME", self.root.join("data"))
             .env("XDG_CONFIG_HOME", self.root.join("config"))

@@ -64,6 +64,8 @@ pub struct Shown {
     pub devices: Vec<String>,
     /// Sockets of the user's session that are granted.
     pub sockets: Vec<String>,
+    /// Programs inside may make user namespaces.
+    pub nested_namespaces: bool,
     /// Host path, path inside, read-only.
     pub mounts: Vec<(String, String, bool)>,
 }
@@ -103,6 +105,7 @@ impl Shown {
             last_exit_code: get(properties, "LastExitCode"),
             devices: get(properties, "Devices"),
             sockets: get(properties, "Sockets"),
+            nested_namespaces: get(properties, "NestedNamespaces"),
             mounts: get(properties, "Mounts"),
         }
     }
@@ -150,6 +153,9 @@ pub async fn run(selector: &str, as_json: bool) -> Result<u8, Failure> {
     }
     for socket in &shown.sockets {
         say!("{:9} {}", "socket", printable(socket));
+    }
+    if shown.nested_namespaces {
+        say!("{:9} user namespaces may be made inside", "nested");
     }
     for (key, value) in &shown.limits {
         let unenforced = if shown.unenforced_limits.contains(key) { " (not enforced)" } else { "" };

@@ -208,6 +208,7 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
         ("Mounts", Variant::from(info.mounts)),
         ("Devices", Variant::from(info.devices)),
         ("Sockets", Variant::from(info.sockets)),
+        ("NestedNamespaces", Variant::from(info.nested_namespaces)),
         ("BuiltAt", Variant::from(info.built_at)),
         ("Sessions", Variant::from(info.sessions)),
         ("Limits", Variant::from(limits)),

@@ -26,6 +26,7 @@ pub fn named(kind: ErrorKind, text: String) -> Error {
         ErrorKind::PortDenied => Error::PortDenied(text),
         ErrorKind::DeviceDenied => Error::DeviceDenied(text),
         ErrorKind::SocketDenied => Error::SocketDenied(text),
+        ErrorKind::NestingDenied => Error::NestingDenied(text),
         ErrorKind::VariableDenied => Error::VariableDenied(text),
         ErrorKind::ResourceLimitExceeded => Error::ResourceLimitExceeded(text),
         ErrorKind::ResourceLimitUnenforceable => Error::ResourceLimitUnenforceable(text),

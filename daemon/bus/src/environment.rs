@@ -324,6 +324,11 @@ impl Environment {
     }
 
     #[zbus(property)]
+    fn nested_namespaces(&self) -> fdo::Result<bool> {
+        Ok(self.info()?.nested_namespaces)
+    }
+
+    #[zbus(property)]
     fn mounts(&self) -> fdo::Result<Vec<(String, String, bool)>> {
         Ok(self.info()?.mounts)
     }

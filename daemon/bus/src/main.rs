@@ -110,6 +110,8 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
             display: text(&["DISPLAY"]),
             x_authority: text(&["XAUTHORITY"]),
             pulse: text(&["PULSE_SERVER"]),
+            bus: text(&["DBUS_SESSION_BUS_ADDRESS"]),
+            wayland: text(&["WAYLAND_DISPLAY"]),
             runtime,
         },
         path: text(&["PATH"]),

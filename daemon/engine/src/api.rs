@@ -49,7 +49,11 @@ pub struct HostSockets {
     pub x_authority: String,
     /// `PULSE_SERVER`
     pub pulse: String,
-    /// `XDG_RUNTIME_DIR`, where sound servers listen.
+    /// `DBUS_SESSION_BUS_ADDRESS`
+    pub bus: String,
+    /// `WAYLAND_DISPLAY`
+    pub wayland: String,
+    /// `XDG_RUNTIME_DIR`, where sound servers, the compositor and the bus listen.
     pub runtime: PathBuf,
 }
 
@@ -133,6 +137,8 @@ pub struct EnvironmentInfo {
     pub devices: Vec<String>,
     /// Sockets that are granted, as policy names them.
     pub sockets: Vec<String>,
+    /// Whether user namespaces may be made inside.
+    pub nested_namespaces: bool,
     /// `(host path, inside path, read-only)`
     pub mounts: Vec<(String, String, bool)>,
     /// `range` or `single`.

@@ -62,6 +62,8 @@ impl Inner {
             for socket in manifest.sockets() {
                 judge.policy.judge_socket(&socket)?;
             }
+            judge.policy.judge_session_bus(&manifest.gui.session_bus)?;
+            judge.policy.judge_nesting(manifest.runtime.nested_namespaces)?;
             manifest
                 .mounts
                 .values()
@@ -250,6 +252,8 @@ impl Inner {
             mounts: judged.mounts,
             devices: judged.manifest.hardware.names(),
             sockets: judged.manifest.sockets(),
+            session_bus: judged.manifest.gui.session_bus.clone(),
+            nested_namespaces: judged.manifest.runtime.nested_namespaces,
             sudo: judged.manifest.runtime.sudo,
             service: judged.manifest.runtime.service(),
             stop: judged.manifest.runtime.stop(),

@@ -127,6 +127,15 @@ pub async fn examine(inner: &Inner) -> Vec<Finding> {
             "install the package nftables",
         ),
     });
+    findings.push(match inner.bus_proxy_found().await {
+        Ok(path) => finding("session bus", "ok", format!("xdg-dbus-proxy is {}", path.display()), ""),
+        Err(error) => finding(
+            "session bus",
+            "degraded",
+            "environments can be granted no names on it",
+            error.to_string(),
+        ),
+    });
     let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
     if let Err(error) = tun {
         findings.push(finding(

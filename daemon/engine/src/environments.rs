@@ -175,6 +175,7 @@ impl Inner {
             None => {}
         }
         let network = self.plan_network(&record)?;
+        let proxy = self.bus_proxy(&record.session_bus).await?;
         let upper = self.store.upper_path(&record.upper);
         let plan = || -> Result<Plan, Error> {
             let mut mounts: Vec<_> = self
@@ -182,6 +183,9 @@ impl Inner {
             let (grants, more) = self.with_judge(|judge| {
                 let (mut grants, mut mounts) = self.plan_devices(judge, &record.devices)?;
                 self.plan_sockets(judge, &record.sockets, &mut grants, &mut mounts)?;
+                self.plan_bus(judge.policy, &record.session_bus, proxy.clone(), &mut grants)?;
+                judge.policy.judge_nesting(record.nested_namespaces)?;
+                grants.nested_namespaces = record.nested_namespaces;
                 Ok((grants, mounts))
             })?;
             mounts.extend(more);

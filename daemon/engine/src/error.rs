@@ -19,6 +19,7 @@ pub enum ErrorKind {
     PortDenied,
     DeviceDenied,
     SocketDenied,
+    NestingDenied,
     VariableDenied,
     ResourceLimitExceeded,
     ResourceLimitUnenforceable,
@@ -129,6 +130,17 @@ pub enum Error {
     Cancelled,
     #[error("{tool} is not installed, and {key} needs it: install the package {package}")]
     ToolMissing { tool: &'static str, package: &'static str, key: &'static str },
+    #[error(
+        "{tool} says {said:?}, and {key} needs {needed} or newer (those before cut off clients that use libsystemd or zbus): install a newer \
+         package {package}, as Debian 13 has it"
+    )]
+    ToolTooOld {
+        tool: &'static str,
+        said: String,
+        key: &'static str,
+        needed: &'static str,
+        package: &'static str,
+    },
     #[error("device {device:?} is granted, but {path} {what}; {remedy}")]
     Device { device: String, path: PathBuf, what: String, remedy: &'static str },
     #[error("socket {socket:?} is granted, but {what}; {remedy}")]
@@ -210,7 +222,10 @@ impl Error {
             Self::Refused(Refusal::ResourceLimitExceeded { .. }) => ErrorKind::ResourceLimitExceeded,
             Self::Refused(Refusal::PortDenied { .. }) => ErrorKind::PortDenied,
             Self::Refused(Refusal::DeviceDenied { .. }) => ErrorKind::DeviceDenied,
-            Self::Refused(Refusal::SocketDenied { .. }) => ErrorKind::SocketDenied,
+            Self::Refused(Refusal::SocketDenied { .. } | Refusal::NameDenied { .. }) => {
+                ErrorKind::SocketDenied
+            }
+            Self::Refused(Refusal::NestingDenied) => ErrorKind::NestingDenied,
             Self::Limit(_) => ErrorKind::InvalidArgument,
             Self::NoGroup { .. } => ErrorKind::Unsupported,
             Self::Group { .. } => ErrorKind::SandboxFailed,
@@ -239,7 +254,7 @@ impl Error {
             Self::TooManyJobs { .. } => ErrorKind::TooManyRequests,
             Self::Busy { .. } | Self::Stopping => ErrorKind::Busy,
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::ToolMissing { .. } => ErrorKind::ToolMissing,
+            Self::ToolMissing { .. } | Self::ToolTooOld { .. } => ErrorKind::ToolMissing,
             Self::Sandbox { .. } => ErrorKind::SandboxFailed,
             Self::Socket { .. } => ErrorKind::NotFound,
             Self::Device { .. } => ErrorKind::NotFound,

@@ -12,6 +12,7 @@ mod cgroups;
 mod configuration;
 mod control;
 mod delegated;
+mod desktop;
 mod devices;
 mod doctor;
 mod downloads;
@@ -287,7 +288,8 @@ impl Engine {
             ports: record.ports.iter().map(ToString::to_string).collect(),
             allow: record.allow.iter().flatten().map(ToString::to_string).collect(),
             devices: record.devices.clone(),
-            sockets: record.sockets.clone(),
+            sockets: record.sockets.iter().cloned().chain(record.session_bus.words()).collect(),
+            nested_namespaces: record.nested_namespaces,
             mounts: record.mounts.iter().map(|m| (m.host.clone(), m.target.clone(), m.read_only)).collect(),
             id_mode: self.id_mode(),
             created_at: record.created_at,

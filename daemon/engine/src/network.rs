@@ -63,7 +63,12 @@ impl Inner {
         find(&directories(&self.settings.path), name)
     }
 
-    fn need(&self, name: &'static str, package: &'static str, key: &'static str) -> Result<String, Error> {
+    pub(crate) fn need(
+        &self,
+        name: &'static str,
+        package: &'static str,
+        key: &'static str,
+    ) -> Result<String, Error> {
         let path = self.tool(name).ok_or(Error::ToolMissing { tool: name, package, key })?;
         path.into_os_string().into_string().map_err(|path| Error::NotUtf8 { what: name, path: path.into() })
     }

@@ -112,6 +112,12 @@ pub struct EnvironmentRecord {
     pub devices: Vec<String>,
     #[serde(default)]
     pub sockets: Vec<String>,
+    /// What of the session bus is granted.
+    #[serde(default)]
+    pub session_bus: casemate_manifest::SessionBus,
+    /// Whether user namespaces may be made inside.
+    #[serde(default)]
+    pub nested_namespaces: bool,
     /// Whether `sudo` inside is granted.
     #[serde(default)]
     pub sudo: bool,

@@ -17,11 +17,11 @@ const X11: &str = "/tmp/.X11-unix";
 const FAMILY_WILD: u16 = 0xffff;
 const FAMILY_LOCAL: u16 = 256;
 
-const SESSION: &str = "set it for the user's services (`systemctl --user import-environment NAME`, or restart casemated with it), or \
+pub(crate) const SESSION: &str = "set it for the user's services (`systemctl --user import-environment NAME`, or restart casemated with it), or \
                        remove the grant from the manifest";
 
 /// `None` where there is nothing of that name.
-fn find(path: &Path) -> Result<Option<Source>, Error> {
+pub(crate) fn find(path: &Path) -> Result<Option<Source>, Error> {
     let Ok(path) = path.canonicalize() else { return Ok(None) };
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(&path, flags, Mode::empty()).map_err(Error::sys("open", &path))?;
@@ -77,7 +77,7 @@ fn cookies(mut bytes: &[u8], display: &str) -> Option<Vec<u8>> {
 
 impl Inner {
     /// In the user's runtime directory inside.
-    fn inside(&self, name: &str) -> String {
+    pub(crate) fn inside(&self, name: &str) -> String {
         format!("/run/user/{}/{name}", self.uid)
     }
 
@@ -156,6 +156,7 @@ impl Inner {
             match name.as_str() {
                 "ssh-agent" => self.plan_agent(grants, mounts)?,
                 "x11" => self.plan_x11(grants, mounts)?,
+                "wayland" => self.plan_wayland(judge, grants)?,
                 other => {
                     let reason = "no such socket is known".to_owned();
                     return Err(Error::Unsupported { key: other.to_owned(), reason });

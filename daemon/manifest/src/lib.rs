@@ -7,6 +7,7 @@ mod manifest;
 mod network;
 mod policy;
 mod service;
+mod session_bus;
 mod variables;
 
 pub use limits::{BadLimit, Cpus, ResourceLimits};
@@ -17,6 +18,7 @@ pub use manifest::{
 pub use network::{Destination, Host, Port, Protocol};
 pub use policy::{MountQuestion, MountRules, Policy, PolicyError, Refusal};
 pub use service::{CommandLine, Health, OnFailure, Restart, Service, Stop, StopSignal};
+pub use session_bus::SessionBus;
 pub use variables::{SessionAccount, session_variables};
 
 /// Where in a text a TOML error is, and what it says, with the nearest known key where one is misspelt.

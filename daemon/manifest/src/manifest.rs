@@ -11,6 +11,7 @@ use crate::limits::ResourceLimits;
 use crate::locate;
 use crate::network::{Destination, Port};
 use crate::service::{CommandLine, Health, Restart, StopSignal};
+use crate::session_bus::SessionBus;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ManifestError {
@@ -68,6 +69,11 @@ pub struct Gui {
     /// The X server's socket: whoever has it sees and types into all of its windows.
     #[serde(default)]
     pub x11: bool,
+    /// The compositor's socket, with a security context where it knows them.
+    #[serde(default)]
+    pub wayland: bool,
+    #[serde(default, skip_serializing_if = "SessionBus::is_empty")]
+    pub session_bus: SessionBus,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +175,9 @@ pub struct Runtime {
     /// `sudo` inside gives the user's sessions the environment's root.
     #[serde(default)]
     pub sudo: bool,
+    /// Programs inside may make user namespaces, as browsers and bubblewrap do.
+    #[serde(default)]
+    pub nested_namespaces: bool,
     /// What it runs while it is started.
     pub command: Option<CommandLine>,
     /// The command runs as the environment's root.
@@ -286,6 +295,9 @@ impl Manifest {
         if let Some(twice) = taken.windows(2).find(|pair| pair[0] == pair[1]) {
             return bad("runtime.ports", &twice[0].0.to_string(), "is published twice");
         }
+        if let Err((key, value, rule)) = self.gui.session_bus.check() {
+            return bad(key, &value, rule);
+        }
         if let Err((key, value, rule)) = self.runtime.check_service() {
             return bad(key, &value, rule);
         }
@@ -301,7 +313,8 @@ impl Manifest {
 
     /// Sockets that are asked for, as policy names them.
     pub fn sockets(&self) -> Vec<String> {
-        let asked = [("ssh-agent", self.runtime.ssh_agent), ("x11", self.gui.x11)];
+        let asked =
+            [("ssh-agent", self.runtime.ssh_agent), ("x11", self.gui.x11), ("wayland", self.gui.wayland)];
         asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned()).collect()
     }
 
@@ -441,6 +454,9 @@ cpu_shares = 512
             ("cpu_shares = 512", "cpus = 0"),
             ("cpu_shares = 512", "cpus = \"2\""),
             ("cpu_shares = 512", "pids = 1"),
+            ("apps = []", "session_bus = [\"org.example.A\"]"),
+            ("apps = []", "session_bus = { talk = [\"org.casemate.Casemate1\"] }"),
+            ("apps = []", "session_bus = { own = [\"org.casemate.*\"] }"),
         ] {
             let text = FULL.replace(from, to);
             assert!(Manifest::parse(&text).is_err(), "{from} → {to}");

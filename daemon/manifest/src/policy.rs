@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::limits::{Cpus, ResourceLimits};
 use crate::locate;
 use crate::network::Port;
+use crate::session_bus::SessionBus;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("line {line}, column {column}: {message}")]
@@ -38,6 +39,12 @@ pub enum Refusal {
     DeviceDenied { name: String },
     #[error("socket {name:?} denied; to allow it, add it to allowed in policy.toml, [sockets]")]
     SocketDenied { name: String },
+    #[error(
+        "session bus: to {verb} {name:?} is denied; to allow it, add it to {verb} in policy.toml, [session_bus]"
+    )]
+    NameDenied { verb: &'static str, name: String },
+    #[error("nested_namespaces denied; to allow it, set nested in policy.toml, [namespaces]")]
+    NestingDenied,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -46,6 +53,8 @@ pub struct Policy {
     mounts: Mounts,
     devices: Devices,
     sockets: Sockets,
+    session_bus: SessionBus,
+    namespaces: Namespaces,
     variables: Variables,
     network: NetworkRules,
     resource_limits: Bounds,
@@ -72,8 +81,15 @@ struct Devices {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Sockets {
-    /// `ssh-agent`, `x11`.
+    /// `ssh-agent`, `x11`, `wayland`, `wayland-plain`.
     allowed: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Namespaces {
+    /// Environments may be granted to make user namespaces of their own.
+    nested: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -303,6 +319,17 @@ impl Policy {
             return Ok(());
         }
         Err(Refusal::SocketDenied { name: name.to_owned() })
+    }
+
+    pub fn judge_session_bus(&self, asked: &SessionBus) -> Result<(), Refusal> {
+        match self.session_bus.first_denied(asked) {
+            None => Ok(()),
+            Some((verb, name)) => Err(Refusal::NameDenied { verb, name }),
+        }
+    }
+
+    pub fn judge_nesting(&self, asked: bool) -> Result<(), Refusal> {
+        if asked && !self.namespaces.nested { Err(Refusal::NestingDenied) } else { Ok(()) }
     }
 
     /// Whether sessions may keep the user's supplementary groups where a device is granted. The kernel lets a process

@@ -1,6 +1,6 @@
 //! The system call filters of sessions, compiled once. Default: ENOSYS. Allowed: [`crate::syscalls::ALLOWED`]. Denied with
-//! EPERM whatever that list says: [`DENIED`], and the argument conditions below. Each session applies them anew, so they are
-//! short.
+//! EPERM whatever that list says: [`NAMESPACES`] unless they are granted, [`DENIED`], and the argument conditions below. Each
+//! session applies them anew, so they are short.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,10 @@ use seccompiler::{
 use crate::syscalls::ALLOWED;
 use crate::verdicts;
 
-/// Denied by name, so that a program hears "not permitted", as it does elsewhere, and not "no such call".
-const DENIED: &[i64] = &[
-    // New namespaces and mounts: nested user namespaces are a way to kernel bugs (CVE-2022-0185).
+/// New namespaces, and what root of one does in it. Nested user namespaces are a way to kernel bugs (CVE-2022-0185); where
+/// they are granted, the kernel asks for capabilities, which a session has in such namespaces alone. clone3 stays unknown: libc
+/// then uses clone.
+const NAMESPACES: &[i64] = &[
     libc::SYS_unshare,
     libc::SYS_setns,
     libc::SYS_mount,
@@ -28,6 +29,12 @@ const DENIED: &[i64] = &[
     libc::SYS_fsconfig,
     libc::SYS_fsmount,
     libc::SYS_fspick,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+];
+
+/// Denied by name, so that a program hears "not permitted", as it does elsewhere, and not "no such call".
+const DENIED: &[i64] = &[
     // Keyrings are not namespaced by container (CVE-2016-9962).
     libc::SYS_keyctl,
     libc::SYS_add_key,
@@ -55,8 +62,6 @@ const DENIED: &[i64] = &[
     libc::SYS_vhangup,
     libc::SYS_lookup_dcookie,
     libc::SYS_nfsservctl,
-    libc::SYS_sethostname,
-    libc::SYS_setdomainname,
     // Handles reach files past any mount (the "shocker" attack).
     libc::SYS_open_by_handle_at,
     libc::SYS_name_to_handle_at,
@@ -71,6 +76,16 @@ const TIOCSTI: u64 = 0x5412;
 const TIOCLINUX: u64 = 0x541c;
 
 pub struct Filters(Vec<BpfProgram>);
+
+/// What filters depend on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Circumstances {
+    pub deny_unix_sockets: bool,
+    /// One id is all there is.
+    pub single: bool,
+    /// User namespaces inside are granted.
+    pub nested: bool,
+}
 
 #[derive(Debug, thiserror::Error)]
 #[error("the seccomp filter cannot be {step}: {message}")]
@@ -110,7 +125,7 @@ fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule,
 }
 
 /// What arguments make of a call that is allowed by number.
-fn denied_arguments() -> Result<Rules, FilterError> {
+fn denied_arguments(nested: bool) -> Result<Rules, FilterError> {
     let mut rules = Rules::new();
     let equal = |argument, values: &[u64]| -> Result<Vec<SeccompRule>, FilterError> {
         values.iter().map(|value| when(argument, Eq, *value)).collect()
@@ -131,6 +146,9 @@ fn denied_arguments() -> Result<Rules, FilterError> {
     // podman's profile: the usual ones and the question, nothing that takes the randomness from addresses.
     let usual = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
     rules.insert(libc::SYS_personality, vec![all(&usual.map(|kind| (0, Ne, kind)))?]);
+    if nested {
+        return Ok(rules);
+    }
     let spaces = [
         libc::CLONE_NEWUSER,
         libc::CLONE_NEWNS,
@@ -160,14 +178,17 @@ const OWNERSHIP: &[i64] = &[
 ];
 
 impl Filters {
-    pub fn compile(deny_unix_sockets: bool, single: bool) -> Result<Self, FilterError> {
+    pub fn compile(circumstances: Circumstances) -> Result<Self, FilterError> {
+        let Circumstances { deny_unix_sockets, single, nested } = circumstances;
         let errno = |errno: i32| SeccompAction::Errno(errno as u32);
         let mut numbers: BTreeMap<i64, SeccompAction> =
             ALLOWED.iter().map(|(number, _)| (*number, SeccompAction::Allow)).collect();
         numbers.extend(DENIED.iter().map(|number| (*number, errno(libc::EPERM))));
+        let of_namespaces = if nested { SeccompAction::Allow } else { errno(libc::EPERM) };
+        numbers.extend(NAMESPACES.iter().map(|number| (*number, of_namespaces.clone())));
         let mut programs = vec![
             verdicts::compile(&numbers, &errno(libc::ENOSYS), architecture()?)?,
-            program(denied_arguments()?, SeccompAction::Allow, errno(libc::EPERM))?,
+            program(denied_arguments(nested)?, SeccompAction::Allow, errno(libc::EPERM))?,
         ];
         // The audit system's messages are the machine's. As in podman's profile the answer is that of a kernel without one: told
         // that they may not, groupadd(8) and its like give up.

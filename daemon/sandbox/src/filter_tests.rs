@@ -100,7 +100,7 @@ fn arguments_are_judged() {
     let free = std::thread::spawn(ask).join().unwrap();
     assert_eq!(free, ([0; 5], [0; 2]), "without the filter all of it succeeds");
     let bound = std::thread::spawn(move || {
-        Filters::compile(false, false).unwrap().apply().unwrap();
+        Filters::compile(Circumstances::default()).unwrap().apply().unwrap();
         ask()
     });
     let eperm = libc::EPERM;

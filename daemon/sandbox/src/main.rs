@@ -9,9 +9,13 @@
 
 mod account;
 mod apart;
+mod child;
+mod desktop;
 mod filter;
 mod group;
+mod handover;
 mod inside;
+mod keeper;
 mod login;
 mod mounts;
 mod network;
@@ -72,7 +76,9 @@ pub enum InitError {
     Landlock(String),
     #[error("network: {0}")]
     Network(String),
-    /// What the keeper of the network said.
+    #[error("{0}")]
+    Desktop(String),
+    /// What a keeper said.
     #[error("{0}")]
     Keeper(String),
     #[error("descriptors are missing from the request")]
@@ -166,8 +172,9 @@ fn inode(proc: &OwnedFd, path: &str) -> Result<u64, InitError> {
     Ok(step("look at a namespace", stat)?.st_ino)
 }
 
-/// What leads to init's network.
-struct Networks {
+/// What was begun before init was there.
+struct Begun {
+    desktop: Option<desktop::Desktop>,
     connection: Option<network::Connection>,
     apart: Option<apart::Child>,
 }
@@ -178,9 +185,9 @@ fn init(
     events: &mut File,
     parent: OwnedFd,
     log: Option<OwnedFd>,
-    networks: Networks,
+    begun: Begun,
 ) -> Result<(), InitError> {
-    let Networks { connection, apart } = networks;
+    let Begun { desktop, connection, apart } = begun;
     die_with_parent(true)?;
     // Here, and not with the others: its root is the group that we are in.
     step("make a control group namespace", unshare(CloneFlags::CLONE_NEWCGROUP))?;
@@ -189,14 +196,26 @@ fn init(
     }
     let inner = Inner::begin()?;
     let (tree, proc) = mounts::build(&plan, apart)?;
+    if let Some(desktop) = &desktop {
+        desktop.attach(&tree.runtime_directory(&plan)?)?;
+    }
     if plan.write_account {
         account::write(tree.descriptor(), &plan.user, plan.ids)?;
     }
     let inner = inner.hold(&plan, &proc)?;
+    if !plan.grants.nested_namespaces {
+        tree.forbid_user_namespaces()?;
+    }
     let inner_inode = step("look at a namespace", rustix::fs::fstat(&inner))?.st_ino;
     let namespaces = [inode(&proc, "self/ns/user")?, inner_inode, inode(&proc, "self/ns/pid")?];
     step("set the host name", nix::unistd::sethostname(&plan.hostname))?;
     let utmp = tree.utmp()?;
+    if let (Some(desktop), wayland) = (&desktop, &plan.grants.wayland)
+        && desktop.ready()?
+        && let Some(wayland) = wayland
+    {
+        tree.compositor(&plan, &wayland.socket)?;
+    }
     mounts::enter(tree)?;
     let inside = match (&plan.sudo, plan.ids) {
         (Some(sudo), Ids::Range { user, group }) if sudo.granted => {
@@ -220,7 +239,12 @@ fn init(
     }
     step("be undumpable", prctl::set_dumpable(false))?;
 
-    let filters = step("compile the filters", filter::Filters::compile(plan.deny_unix_sockets, single))?;
+    let circumstances = filter::Circumstances {
+        deny_unix_sockets: plan.deny_unix_sockets,
+        single,
+        nested: plan.grants.nested_namespaces,
+    };
+    let filters = step("compile the filters", filter::Filters::compile(circumstances))?;
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
         mask.add(signal);
@@ -255,7 +279,8 @@ fn init(
         plan.service.clone().zip(log).map(|(service, log)| service::Supervisor::new(service, log));
     let sessions = session::Sessions { plan, inner, filters };
     server::Server { sessions, listener, signals, namespaces, utmp, inside }.serve(supervisor)?;
-    connection.map_or(Ok(()), network::Connection::end)
+    let ended = desktop.map_or(Ok(()), desktop::Desktop::end);
+    connection.map_or(Ok(()), network::Connection::end).and(ended)
 }
 
 fn launch(events: &mut File) -> Result<(), InitError> {
@@ -300,11 +325,13 @@ fn launch(events: &mut File) -> Result<(), InitError> {
     let group = take(plan.born_in_group)?.map(|directory| Group { directory, ids: plan.ids });
     let log = take(plan.service.is_some())?;
     close_from(next)?;
+    let launcher = keeper::Launcher { group: group.as_ref(), in_groups };
+    let desktop = desktop::begin(&plan, &launcher)?;
     let (mut connection, mut apart) = (None, None);
     match &plan.network {
         Network::None => apart = Some(apart::begin()?),
         Network::Private(private) => {
-            let begun = network::begin(private, group.as_ref(), in_groups)?;
+            let begun = network::begin(private, &launcher)?;
             // By itself: what attaching starts would be PID 1 of the new pid namespace, and the last one of it.
             step("make a network namespace", unshare(CloneFlags::CLONE_NEWNET))?;
             begun.attach(private)?;
@@ -319,7 +346,7 @@ fn launch(events: &mut File) -> Result<(), InitError> {
         ForkResult::Child => {
             drop((ready, group));
             let apart = apart.map(|(_, child)| child);
-            let result = init(plan, events, ready_in, log, Networks { connection, apart });
+            let result = init(plan, events, ready_in, log, Begun { desktop, connection, apart });
             if let Err(error) = &result {
                 eprintln!("casemate-init: {error}");
                 let failure = Failure::new(FailureKind::Io, "sandbox", error.to_string());

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use casemate_sandbox::elevation::PROGRAM;
-use casemate_sandbox::plan::{Device, Ids, Mount, Network, Plan, Root, Source};
+use casemate_sandbox::plan::{Device, Ids, Mount, Network, Plan, Root, Source, WAYLAND};
 use nix::mount::{MntFlags, MsFlags};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -28,12 +28,17 @@ pub(crate) fn step<T, E: Into<io::Error>>(what: &str, result: Result<T, E>) -> R
 const BENEATH: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
-fn open_path(at: impl AsFd, path: &str, more: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_path(
+    at: impl AsFd,
+    path: &str,
+    more: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(at, path, OFlags::PATH | OFlags::CLOEXEC | more, Mode::empty(), resolve)
 }
 
 /// Open a source of the host and see that it is what the daemon judged.
-fn open_source(source: &Source) -> Result<OwnedFd, InitError> {
+pub(crate) fn open_source(source: &Source) -> Result<OwnedFd, InitError> {
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let descriptor =
         step(&format!("open {:?}", source.path), open_path(CWD, &source.path, OFlags::empty(), resolve))?;
@@ -76,7 +81,7 @@ fn open_device(device: &Device, plan: &Plan) -> Result<Option<OwnedFd>, InitErro
     }
 }
 
-fn clone_tree(descriptor: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+pub(crate) fn clone_tree(descriptor: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
@@ -85,12 +90,12 @@ fn clone_tree(descriptor: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Er
     open_tree(descriptor, "", flags)
 }
 
-fn attach(mount: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
+pub(crate) fn attach(mount: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, "", target, "", flags)
 }
 
-fn file_system(
+pub(crate) fn file_system(
     kind: &str,
     options: &[(&str, &str)],
     attributes: MountAttrFlags,
@@ -134,6 +139,8 @@ pub struct Tree {
     /// Who owns what is made in the user's home and in their runtime directory; with one id, all is theirs.
     owner: Option<(Uid, Gid)>,
     owned: [String; 2],
+    /// How many user namespaces there may be within the outer one.
+    user_namespaces: File,
 }
 
 impl Tree {
@@ -415,6 +422,23 @@ impl Tree {
         step(&format!("mount {PROGRAM}"), attach(&tree, &target))
     }
 
+    pub fn runtime_directory(&self, plan: &Plan) -> Result<OwnedFd, InitError> {
+        let path = format!("/run/user/{}", plan.user.uid);
+        step("open the runtime directory", self.open(&path, OFlags::DIRECTORY))
+    }
+
+    /// The compositor's own socket, in the runtime directory.
+    pub fn compositor(&self, plan: &Plan, source: &Source) -> Result<(), InitError> {
+        let target = format!("/run/user/{}/{WAYLAND}", plan.user.uid);
+        let mount = Mount { source: source.clone(), target, read_only: false, no_exec: true };
+        self.bind(&mount, &open_source(source)?)
+    }
+
+    /// No more than there are, whatever a filter lets through.
+    pub fn forbid_user_namespaces(&self) -> Result<(), InitError> {
+        step("forbid user namespaces", (&self.user_namespaces).write_all(b"0"))
+    }
+
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
@@ -474,7 +498,11 @@ pub fn build(plan: &Plan, apart: Option<apart::Child>) -> Result<(Tree, OwnedFd)
         Ids::Single { .. } => None,
     };
     let owned = [plan.user.home.clone(), format!("/run/user/{}", plan.user.uid)];
-    let tree = Tree { root, owner, owned };
+    // While /proc/sys can be written to.
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let user_namespaces = rustix::fs::openat(&proc, "sys/user/max_user_namespaces", flags, Mode::empty());
+    let user_namespaces = File::from(step("open max_user_namespaces", user_namespaces)?);
+    let tree = Tree { root, owner, owned, user_namespaces };
     tree.mount(&proc, "/proc")?;
     tree.mount(&sys, "/sys")?;
     tree.devices(plan)?;

@@ -186,6 +186,38 @@ pub struct Grants {
     pub files: Vec<OwnFile>,
     /// `NAME=value`, where a session has no variable of that name.
     pub variables: Vec<String>,
+    /// A way to the session bus, through a proxy that lets only what is named pass.
+    pub bus: Option<Bus>,
+    pub wayland: Option<Wayland>,
+    /// Sessions may make user namespaces, and in them the others.
+    #[serde(default)]
+    pub nested_namespaces: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bus {
+    /// The program xdg-dbus-proxy(1).
+    pub proxy: String,
+    /// Where the session bus listens.
+    pub socket: Source,
+    /// Names, or all below a name (`.*`), that may be talked to.
+    pub talk: Vec<String>,
+    /// Those that may be taken.
+    pub own: Vec<String>,
+}
+
+/// The sockets' names in the user's runtime directory inside.
+pub const BUS: &str = "bus";
+pub const WAYLAND: &str = "wayland-0";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wayland {
+    /// Where the compositor listens.
+    pub socket: Source,
+    /// A compositor that knows no security contexts is given as it is.
+    pub plain: bool,
 }
 
 /// The environment's own command.

@@ -100,6 +100,10 @@ pub trait Environment {
     #[zbus(property)]
     fn sockets(&self) -> zbus::Result<Vec<String>>;
 
+    /// NestedNamespaces property
+    #[zbus(property)]
+    fn nested_namespaces(&self) -> zbus::Result<bool>;
+
     /// IdMode property
     #[zbus(property)]
     fn id_mode(&self) -> zbus::Result<String>;

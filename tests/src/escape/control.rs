@@ -76,7 +76,7 @@ fn guard(alone: Option<Guard>, capabilities: u64) -> Done {
     match alone {
         None => Ok(()),
         Some(Guard::Filter) => {
-            let filters = filter::Filters::compile(false, false)
+            let filters = filter::Filters::compile(filter::Circumstances::default())
                 .map_err(|error| io::Error::other(error.to_string()))?;
             filters.apply().map_err(|error| io::Error::other(error.to_string()))
         }

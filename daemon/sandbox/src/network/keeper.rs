@@ -5,25 +5,26 @@
 //! dies of itself.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use casemate_sandbox::plan::{Port, Private, Protocol};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
-use rustix::net::SendFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::child::Child;
 use super::gate::Gate;
 use super::pasta::{self, Start};
 use super::relay::Relay;
 use super::resolver::Resolver;
 use super::routes;
+use crate::InitError;
+use crate::child::Child;
+use crate::handover::take_over;
+use crate::keeper::tell_ready;
 use crate::mounts::step;
 use crate::session::bound;
-use crate::{InitError, sys};
 
 /// A pasta that lived shorter would die again at once.
 const STABLE: Duration = Duration::from_secs(10);
@@ -99,11 +100,9 @@ fn drop_rights() -> Result<(), InitError> {
 
 /// Until init is gone.
 pub fn keep(socket: &OwnedFd, private: &Private) -> Result<(), InitError> {
-    step("begin a session", nix::unistd::setsid())?;
-    step("close inherited descriptors", sys::close_all_but(&[socket.as_raw_fd()]))?;
     // pasta goes into the background: it becomes our child.
     step("adopt orphans", prctl::set_child_subreaper(true))?;
-    let Some(received) = super::receive(socket)? else { return Ok(()) };
+    let Some(received) = take_over("the network namespace", socket)? else { return Ok(()) };
     let mut received = received.into_iter();
     let mut next = || received.next().ok_or(InitError::Descriptors);
     let (namespace, udp, tcp) = (next()?, next()?, next()?);
@@ -120,8 +119,7 @@ pub fn keep(socket: &OwnedFd, private: &Private) -> Result<(), InitError> {
         .and_then(|()| check_ports(&private.ports))
         .and_then(|()| connect(socket, &namespace, private))
         .map_err(InitError::Network)?;
-    // An init that is gone needs no word: the loop sees it.
-    let _ = rustix::net::send(socket, b"+", SendFlags::NOSIGNAL);
+    tell_ready(socket, b"");
     let changes = routes::watch()?;
     let mut since = Instant::now();
     loop {

@@ -1,7 +1,6 @@
 //! pasta(1), as a child that went into the background: only then has it set everything up, and locked itself up in
 //! namespaces of its own.
 
-use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,12 +9,10 @@ use casemate_sandbox::plan::{Port, Private, Protocol};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags};
 
-use super::child::Child;
+use crate::child::{self, Child};
 
 /// It takes some 50 ms. One that cannot open /dev/net/tun has been seen to hang.
 const START: Duration = Duration::from_secs(10);
-/// Most bytes of its complaints that are passed on.
-const COMPLAINT_MAX: u64 = 2 << 10;
 
 pub enum Start {
     Running(Child),
@@ -52,15 +49,8 @@ fn arguments(namespace: &OwnedFd, ports: &[Port]) -> Vec<String> {
 }
 
 fn said(stderr: Option<std::process::ChildStderr>) -> String {
-    let mut text = Vec::new();
-    if let Some(stderr) = stderr {
-        // Whatever can be read of it is better than nothing.
-        let _ = rustix::io::ioctl_fionbio(&stderr, true);
-        let _ = stderr.take(COMPLAINT_MAX).read_to_end(&mut text);
-    }
-    let text = String::from_utf8_lossy(&text);
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains("syslog"));
-    lines.collect::<Vec<_>>().join("; ")
+    let lines = stderr.map(child::said).unwrap_or_default();
+    lines.into_iter().filter(|line| !line.contains("syslog")).collect::<Vec<_>>().join("; ")
 }
 
 pub fn start(socket: &OwnedFd, namespace: &OwnedFd, private: &Private) -> Result<Start, String> {

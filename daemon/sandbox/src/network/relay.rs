@@ -20,8 +20,8 @@ use nix::unistd::{ForkResult, fork};
 use rustix::process::Pid;
 use rustix::thread::CapabilitySet;
 
-use super::child::Child;
 use super::gate::Gate;
+use crate::child::Child;
 use crate::mounts::step;
 use crate::{InitError, sys};
 
