@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use casemate_interfaces::{JobProxy, NAME};
+use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use zbus::{Connection, OwnedObjectPath, OwnedVariant};
 
@@ -12,7 +13,7 @@ use crate::bus::{Failure, properties};
 use crate::output::printable;
 
 const INTERFACE: &str = "org.casemate.Casemate1.Job";
-/// How often progress is redrawn, and how long the end can go unnoticed at most.
+/// How often progress is redrawn, and how long the end can go unnoticed where its signal is lost.
 const TICK: Duration = Duration::from_millis(100);
 
 /// A job's properties at one moment.
@@ -112,12 +113,15 @@ pub async fn follow(
         .cache_properties(zbus::proxy::CacheProperties::No)
         .build()
         .await?;
+    // Before the first look: a job that ends between the two is told of.
+    let mut ended = proxy.receive_ended().await?;
     let mut display = Display::new();
     let mut clock = tokio::time::interval(TICK);
     let mut cancelled = false;
     loop {
         tokio::select! {
             _ = clock.tick() => {}
+            Some(_) = ended.next() => {}
             interrupt = tokio::signal::ctrl_c(), if !cancelled => {
                 if interrupt.is_ok() {
                     cancelled = true;
