@@ -19,7 +19,7 @@ pub fn running(world: &World, report: &mut Report) {
     let [mut ours, mut theirs] = series();
     for _ in 0..RUNNING {
         ours.add(time(&mut world.casemate(&["exec", "running", "--", "true"])));
-        theirs.add(time(&mut peers::bubblewrap(world, &root)));
+        theirs.add(time(&mut peers::bubblewrap(world, &root, &["true"])));
     }
     report.ratio("exec, running", &ours, "bwrap … true", &theirs, Some(1.0));
 }

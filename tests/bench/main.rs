@@ -2,13 +2,14 @@
 //! alternate, so that what else the machine does hits both; what is told is the ratio of the medians.
 //!
 //! A table goes to standard error, one JSON object for each line of it to standard output. A budget that is missed is said
-//! and does not fail: a busy machine is no defect. Arguments choose: `exec`, `import`, `list`, `idle`; none is all.
+//! and does not fail: a busy machine is no defect. Arguments choose: `exec`, `streams`, `network`, `import`, `list`, `idle`; none is all.
 
 mod daemon;
 mod exec;
 mod import;
 mod measure;
 mod peers;
+mod streams;
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use measure::Report;
 fn main() {
     // `cargo bench` adds an argument of its own.
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let known = ["exec", "import", "list", "idle"];
+    let known = ["exec", "streams", "network", "import", "list", "idle"];
     if let Some(word) = chosen.iter().find(|word| !known.contains(&word.as_str())) {
         eprintln!("bench: there is no {word:?}; there are {known:?}");
         std::process::exit(2);
@@ -39,6 +40,14 @@ fn main() {
     if wanted("exec") {
         exec::running(&world, &mut report);
         exec::stopped(&world, &mut report);
+    }
+    if wanted("streams") {
+        streams::terminal(&world, &mut report);
+        streams::pipes(&world, &mut report);
+        streams::start_and_stop(&world, &mut report);
+    }
+    if wanted("network") {
+        streams::network(&world, &mut report);
     }
     if wanted("import") {
         import::measure(&world, &mut report);

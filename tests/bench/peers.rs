@@ -15,13 +15,49 @@ pub fn root(world: &World) -> PathBuf {
 }
 
 /// A bare sandbox: all namespaces, the root read-only, /proc and /dev; no filter, no capabilities to drop, one id.
-pub fn bubblewrap(world: &World, root: &Path) -> Command {
+pub fn bubblewrap(world: &World, root: &Path, program: &[&str]) -> Command {
     let mut command = world.command("bwrap");
+    command.args(["--unshare-all", "--ro-bind"]).arg(root).args(["/", "--proc", "/proc", "--dev", "/dev"]);
+    command.args(program);
     command
-        .args(["--unshare-all", "--ro-bind"])
-        .arg(root)
-        .args(["/", "--proc", "/proc", "--dev", "/dev", "true"]);
-    command
+}
+
+/// podman, without control groups, which only systemd could give it. What it keeps is gone with this, and so is the process that
+/// it leaves to hold its namespaces.
+pub struct Podman<'a> {
+    world: &'a World,
+    /// It takes no path of more than 50 characters.
+    kept: tempfile::TempDir,
+}
+
+impl<'a> Podman<'a> {
+    pub fn new(world: &'a World) -> Self {
+        Self { world, kept: tempfile::tempdir().expect("directory") }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.world.command("podman");
+        let kept = self.kept.path();
+        command.arg("--root").arg(kept.join("root")).arg("--runroot").arg(kept.join("run"));
+        command.args(["--log-level", "error", "--cgroup-manager", "cgroupfs", "--runtime", "crun"]);
+        command.args(arguments);
+        command
+    }
+
+    /// A container of this root, with podman's own profile and capabilities: made, or `run`.
+    pub fn container(&self, verb: &[&str], root: &Path, program: &[&str]) -> Command {
+        let mut command = self.command(verb);
+        command.args(["--network", "none", "--cgroups", "disabled", "--read-only", "--rootfs"]).arg(root);
+        command.args(program);
+        command
+    }
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // Without it there is a process left over, and no more.
+        let _ = self.command(&["system", "migrate"]).output();
+    }
 }
 
 fn start_of_range(path: &str) -> u32 {
