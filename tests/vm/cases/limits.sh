@@ -177,6 +177,33 @@ case_inotify_and_descriptors_run_out_inside() {
     casemate stop demo
 }
 
+case_a_disk_filler_leaves_others_alone() {
+    environment demo
+    environment filler
+    mkdir -p ~/more
+    printf 'manifest_version = 1\n[base]\nrelease = "local/busybox"\n' >~/more/casemate.toml
+    casemate start demo
+    casemate start filler
+    local usual said status=0
+    usual=$(milliseconds casemate exec demo -- true)
+    said=$(casemate exec filler -- dd if=/dev/zero of=/var/tmp/fill bs=1M 2>&1) || status=$?
+    equal "status of the filler" "$status" 1
+    contains "what it heard" "$said" "No space left"
+    others_answer "$usual"
+    # Nor does a daemon need room to start, to find what runs, and to say why it cannot build.
+    systemctl --user kill --signal=KILL casemated
+    equal "what the other one says" "$(casemate exec demo -- echo here)" here
+    is filler running || fail "the environment went with its disk"
+    said=$(cd ~/more && casemate build more 2>&1) && fail "it was built without room: $said"
+    contains "what the build says" "$said" "o space left"
+    refused "there is no environment" casemate show more
+    casemate destroy --force filler
+    (cd ~/more && casemate build more)
+    equal "what was built then" "$(casemate exec more -- echo there)" there
+    casemate destroy more
+    casemate stop demo
+}
+
 case_the_processor_is_shared_out() {
     limited
     casemate start limited
