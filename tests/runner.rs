@@ -7,6 +7,7 @@ mod cases {
     pub mod client;
     pub mod confinement;
     pub mod crash;
+    pub mod descriptors;
     pub mod desktop;
     pub mod devices;
     pub mod environments;

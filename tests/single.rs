@@ -43,11 +43,54 @@ fn one_id_is_enough() {
     assert_eq!(inside("ls /sys/class/net"), "lo");
     assert_eq!(run(&["demo", "--", "grep", "CapEff", "/proc/self/status"]), "CapEff:\t0000000000000000");
 
+    root_by_sudo(&world);
+    the_session_bus(&world);
     the_daemon_refuses_a_store_with_ranges(&mut world);
     assert_eq!(text(&world.exec(&["demo", "--", "echo", "still"]).stdout), "still\n");
     world.run(&["destroy", "demo"]);
     world.run(&["release", "remove", "debian/bookworm"]);
     assert_eq!(world.in_store("layers"), Vec::<String>::new());
+}
+
+/// Root inside, who is the user outside: what `sudo` gives is what `--root` gives.
+fn root_by_sudo(world: &World) {
+    world.run(&["build", "sudo", "--manifest", &manifest(world, "sudo = true\n")]);
+    let run = |arguments: &[&str]| {
+        let output = world.exec(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout).trim().to_owned()
+    };
+    assert_eq!(run(&["sudo", "--", "sudo", "id", "-u"]), "0");
+    assert_eq!(run(&["sudo", "--", "sh", "-c", "sudo sh -c 'exit 42'; echo $?"]), "42");
+    assert_eq!(run(&["sudo", "--", "sudo", "sh", "-c", "dpkg --audit && touch /etc/made && id -un"]), "root");
+    let rights = ["grep", "-E", "CapEff|CapBnd|NoNewPrivs|Seccomp:", "/proc/self/status"];
+    let by_sudo = run(&[&["sudo", "--", "sudo"], &rights[..]].concat());
+    assert_eq!(by_sudo, run(&[&["--root", "sudo", "--"], &rights[..]].concat()));
+    // Without the grant it says what to do.
+    let refused = world.exec(&["demo", "--", "sudo", "true"]);
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("--root"), "{}", text(&refused.stderr));
+    world.run(&["destroy", "sudo"]);
+}
+
+/// Bus and proxy take the user for who they are, whatever their number is inside.
+fn the_session_bus(world: &World) {
+    std::fs::write(world.config().join("policy.toml"), "[session_bus]\ntalk = [\"org.example.A\"]\n")
+        .expect("policy");
+    let more = "[gui.session_bus]\ntalk = [\"org.example.A\"]\n[system]\npackages = [\"dbus\"]\n";
+    world.run(&["build", "desktop", "--manifest", &manifest(world, more)]);
+    let names =
+        "dbus-send --session --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.ListNames";
+    let output = world.exec(&["desktop", "--", "sh", "-c", names]);
+    let names = text(&output.stdout);
+    assert!(output.status.success() && names.contains("org.freedesktop.DBus"), "{}", text(&output.stderr));
+    assert!(!names.contains("org.casemate"), "{names}");
+    world.run(&["destroy", "desktop"]);
+}
+
+fn manifest(world: &World, more: &str) -> String {
+    world.write_manifest(&format!("[runtime]\nnetwork = \"none\"\n{more}"));
+    world.manifest()
 }
 
 /// As a user who had a range has it after they have lost it.

@@ -371,6 +371,9 @@ fn a_damaged_release_is_named_and_can_be_removed() {
     world.run(&["release", "fetch", "debian/bookworm"]);
 }
 
+/// DESIGN.md, "Speed": 200 of them, from the start of a daemon until it tells of all.
+const ADOPTED: Duration = Duration::from_secs(2);
+
 /// Twenty environments (`make soak`: 200), a process in each: a new daemon knows them all as soon as it answers.
 #[test]
 fn many_running_environments_are_adopted_at_once() {
@@ -394,8 +397,9 @@ fn many_running_environments_are_adopted_at_once() {
     world.start_daemon();
     let listed = world.run(&["list"]);
     let took = begin.elapsed();
-    // To be read with --nocapture; DESIGN.md, "Speed", wants 200 within 2 s.
+    // To be read with --nocapture.
     println!("{} environments adopted in {took:?}", names.len());
+    assert!(took < ADOPTED, "{took:?}");
     for name in &names {
         let line = listed.lines().find(|line| line.split_whitespace().next() == Some(name));
         assert!(
