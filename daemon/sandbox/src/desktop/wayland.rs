@@ -131,7 +131,12 @@ pub fn listen(granted: &Wayland, plan: &Plan, directory: &OwnedFd, end: &OwnedFd
     step("hear a child", answer.take(MESSAGE_MAX).read_to_end(&mut said))?;
     match said.split_first() {
         Some((&LISTENS, _)) => Ok(true),
-        Some((&UNKNOWN, _)) if granted.plain => Ok(false),
+        Some((&UNKNOWN, _)) if granted.plain => {
+            eprintln!(
+                "casemate-init: wayland: no security contexts at {path}; as policy says, its own socket is given"
+            );
+            Ok(false)
+        }
         Some((&UNKNOWN, _)) => Err(InitError::Desktop(format!(
             "wayland: the compositor at {path} has no security contexts (wp_security_context_v1), so it could not tell the \
              environment's programs from yours; use one that has, add \"wayland-plain\" to allowed in policy.toml, [sockets], or \
