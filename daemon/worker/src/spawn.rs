@@ -401,9 +401,11 @@ impl Spawner {
                 }
             };
             tokio::select! {
-                outcome = work => outcome,
-                () = cancelled => Err(WorkerError::Cancelled),
+                // Whoever flooded finds its log closed, and may say that it is done all the same.
+                biased;
                 Ok(()) = flooded => Err(WorkerError::TooMuchOutput { worker: name.to_owned() }),
+                () = cancelled => Err(WorkerError::Cancelled),
+                outcome = work => outcome,
                 () = tokio::time::sleep(limits.time) => {
                     Err(WorkerError::TimedOut { worker: name.to_owned(), after: limits.time })
                 }
