@@ -102,7 +102,7 @@ impl Display {
     }
 }
 
-/// Follow a job to its end; Ctrl-C cancels it.
+/// Follow a job to its end; Ctrl-C asks it to end, and once more leaves it to itself.
 pub async fn follow(
     connection: &Connection,
     path: &OwnedObjectPath,
@@ -117,13 +117,17 @@ pub async fn follow(
     let mut ended = proxy.receive_ended().await?;
     let mut display = Display::new();
     let mut clock = tokio::time::interval(TICK);
-    let mut cancelled = false;
+    let (mut cancelled, mut listening) = (false, true);
     loop {
         tokio::select! {
             _ = clock.tick() => {}
             Some(_) = ended.next() => {}
-            interrupt = tokio::signal::ctrl_c(), if !cancelled => {
-                if interrupt.is_ok() {
+            interrupt = tokio::signal::ctrl_c(), if listening => {
+                if interrupt.is_ok() && cancelled {
+                    return Err(Failure::Job("it goes on; `casemate jobs` shows it".into()));
+                }
+                listening = interrupt.is_ok();
+                if listening {
                     cancelled = true;
                     display.line("cancelling…");
                     proxy.cancel(Default::default()).await?;

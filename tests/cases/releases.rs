@@ -1,7 +1,7 @@
 //! Releases: the real archive, and archives that are not what they should be.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use casemate_tests::{World, text};
 
@@ -70,6 +70,22 @@ fn imported_archives() {
     // What bears a source's name was signed by its keys.
     let error = world.refused(&["release", "import", "debian/bookworm", &good]);
     assert!(error.contains("source's name"), "{error}");
+    // Out of a pipe, with the same content; and from what is neither.
+    let mut piped = world.casemate(&["release", "import", "piped", "/dev/stdin"]);
+    let mut piped = piped.stdin(Stdio::piped()).spawn().expect("casemate");
+    let mut pipe = piped.stdin.take().expect("a pipe");
+    std::io::copy(&mut std::fs::File::open(&good).expect("archive"), &mut pipe).expect("write");
+    drop(pipe);
+    assert!(piped.wait().expect("casemate").success(), "{}", world.daemon_log());
+    let digest = |name: &str| {
+        let shown = world.run(&["release", "show", name]);
+        shown.lines().find_map(|line| line.strip_prefix("digest")).expect("a digest").to_owned()
+    };
+    assert_eq!(digest("local/piped"), digest("local/good"));
+    for (path, what) in [("/", "is a directory"), ("/dev/null", "is a device")] {
+        let error = world.refused(&["release", "import", "odd", path]);
+        assert!(error.contains(what), "{error}");
+    }
 }
 
 #[test]
