@@ -19,13 +19,13 @@ use casemate_store::listing::{Entry, ListingError, Node, Writer, escaped};
 use casemate_store::{Digest, layer};
 use casemate_worker::protocol::TreeResult;
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use crate::attributes::{self, User};
 use crate::error::{Error, Result};
 use crate::file::{Job, Linked, Objects};
-use crate::mirror::mirror;
+use crate::mirror::{self, mirror};
 use crate::path::StorePath;
 use crate::pool::{PATIENCE, Pool, Task};
 use crate::remove::remove_in;
@@ -101,7 +101,7 @@ pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Resu
     } else {
         make_directory(&workshop, "tree")?;
         let tree = open_directory(&workshop, "tree").map_err(Error::system("open", b"tree"))?;
-        mirror(source, tree)?;
+        mirror(source, tree, mirror::link)?;
     }
     let tree = open_directory(&workshop, "tree").map_err(Error::system("open", b"tree"))?;
 
@@ -170,7 +170,7 @@ pub fn ingest(store: &OwnedFd, path: &StorePath, progress: Progress<'_>) -> Resu
 }
 
 /// `syncfs`, with signs of life: a slow disk may take minutes.
-fn sync(store: &OwnedFd, idle: &mut dyn FnMut()) -> rustix::io::Result<()> {
+pub(crate) fn sync(store: &OwnedFd, idle: &mut dyn FnMut()) -> rustix::io::Result<()> {
     std::thread::scope(|scope| {
         let (done, wait) = std::sync::mpsc::channel();
         let syncing = std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, move || {
@@ -302,14 +302,7 @@ impl Ingestion<'_, '_> {
             }
             Slot::End { directory, path, stat, touched } => {
                 if touched.load(Ordering::Relaxed) {
-                    let times = Timestamps {
-                        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-                        last_modification: Timespec {
-                            tv_sec: stat.st_mtime,
-                            tv_nsec: stat.st_mtime_nsec as _,
-                        },
-                    };
-                    rustix::fs::futimens(&directory, &times)
+                    rustix::fs::futimens(&directory, &mirror::times(&stat))
                         .map_err(Error::system("set the time of", &path))?;
                 }
             }

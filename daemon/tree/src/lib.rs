@@ -2,6 +2,7 @@
 //! reach files of every id. It parses nothing foreign. Its one capability is the store's directory.
 
 pub mod attributes;
+mod copy;
 mod error;
 pub mod file;
 mod ingest;
@@ -13,7 +14,7 @@ mod verify;
 pub mod walk;
 
 use casemate_store::Digest;
-use casemate_worker::protocol::{Failure, TreeRequest, TreeResult};
+use casemate_worker::protocol::{Failure, NewUpper, TreeRequest, TreeResult};
 use rustix::fd::OwnedFd;
 use rustix::fs::Mode;
 
@@ -30,6 +31,10 @@ pub fn work(
     rustix::process::umask(Mode::empty());
     let result = match request {
         TreeRequest::Prepare { path, children } => prepare(store, path, children),
+        TreeRequest::Uppers { make } => uppers(store, make),
+        TreeRequest::Copy { from, to } => {
+            StorePath::parse(from).and_then(|from| copy::copy(store, &from, &StorePath::parse(to)?, progress))
+        }
         TreeRequest::Ingest { path } => {
             StorePath::parse(path).and_then(|path| ingest::ingest(store, &path, progress))
         }
@@ -60,6 +65,30 @@ fn prepare(store: &OwnedFd, path: &str, children: &[String]) -> Result<TreeResul
         rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
             .map_err(Error::system("make", path.as_str().as_bytes()))?;
     }
+    Ok(TreeResult::Prepared)
+}
+
+fn uppers(store: &OwnedFd, make: &[NewUpper]) -> Result<TreeResult> {
+    let sync = |path: &str| {
+        let failed = |errno| Error::system("sync", path.as_bytes())(errno);
+        let directory = walk::open_directory(store, path).map_err(failed)?;
+        rustix::fs::fsync(&directory).map_err(failed)
+    };
+    for NewUpper { path, like } in make {
+        let like = StorePath::parse(like)?;
+        prepare(store, path, &["upper".to_owned(), "work".to_owned()])?;
+        let shown = like.as_str().as_bytes();
+        let below = walk::open_directory(store, like.as_str()).map_err(Error::system("open", shown))?;
+        let upper = format!("{path}/upper");
+        let root = walk::open_directory(store, &*upper).map_err(Error::system("open", upper.as_bytes()))?;
+        let stat = rustix::fs::fstat(&below).map_err(Error::system("look at", shown))?;
+        mirror::copy_xattrs(&below, &root, mirror::Marks::Left, shown)?;
+        mirror::set_meta(&root, &stat, upper.as_bytes())?;
+        for path in [&upper, &format!("{path}/work"), path] {
+            sync(path)?;
+        }
+    }
+    sync("uppers")?;
     Ok(TreeResult::Prepared)
 }
 

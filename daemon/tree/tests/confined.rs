@@ -208,6 +208,16 @@ async fn files_of_every_id() {
     assert_eq!(fixture.verify(&digest).await, [""; 0]);
     // The second time, all of it is known.
     assert_eq!(fixture.import("two", &archive).await, digest);
+    // Copied, owners and capabilities are as they were.
+    let to = "uppers/00112233445566778899aabbccddeeff/upper".to_owned();
+    let copy = TreeRequest::Copy { from: format!("layers/{digest}/tree"), to: to.clone() };
+    let TreeResult::Copied { .. } = fixture.tree(copy).await.unwrap() else { panic!() };
+    let TreeResult::Ingested { digest: of_copy, .. } =
+        fixture.tree(TreeRequest::Ingest { path: to }).await.unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!(of_copy, digest.to_string());
     fixture.purge().await;
 }
 

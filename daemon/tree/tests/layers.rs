@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use casemate_store::listing::{Entry, Node, Reader};
 use casemate_store::{Digest, Store, StoreMode};
-use casemate_worker::protocol::{Failure, FailureKind, TreeRequest, TreeResult};
+use casemate_worker::protocol::{Failure, FailureKind, NewUpper, TreeRequest, TreeResult};
 
 struct Fixture {
     home: tempfile::TempDir,
@@ -216,6 +216,86 @@ fn a_sealed_upper_stays_where_it_is() {
     assert_eq!(fixture.store.leftovers().unwrap().names, ["staging/a"]);
     // Once more, as after a crash between the rename and the record.
     assert_eq!(fixture.ingest(&format!("{upper}/upper")).0, digest);
+}
+
+/// What an upper has beside what [`make`] makes.
+fn make_upper(tree: &Path) {
+    use rustix::fs::{CWD, FileType};
+    make(tree);
+    // A default ACL, set when there was something in there already: user::rwx, group::---, other::---.
+    let entries: [u64; 3] = [1 | 7 << 16, 4, 0x20];
+    let acl: Vec<u8> = [2u32.to_le_bytes().to_vec()]
+        .into_iter()
+        .chain(entries.map(|entry| (entry | 0xffff_ffff << 32).to_le_bytes().to_vec()))
+        .flatten()
+        .collect();
+    set_xattr(&tree.join("bin"), "system.posix_acl_default", &acl);
+    rustix::fs::mknodat(CWD, tree.join("deleted"), FileType::CharacterDevice, 0.into(), 0).unwrap();
+    let sparse = File::create(tree.join("sparse")).unwrap();
+    sparse.write_all_at(b"begin", 0).unwrap();
+    sparse.write_all_at(b"middle", 5 << 20).unwrap();
+    sparse.set_len(50 << 20).unwrap();
+    for name in ["sparse", "."] {
+        touch(&tree.join(name), 1_500_000_000);
+    }
+}
+
+#[test]
+fn a_copy_is_the_same_in_everything_that_a_layer_keeps() {
+    let fixture = Fixture::new();
+    let upper = "uppers/00112233445566778899aabbccddeeff";
+    let children = vec!["upper".to_owned(), "work".to_owned()];
+    fixture.work(&TreeRequest::Prepare { path: upper.to_owned(), children }).unwrap();
+    make_upper(&fixture.path(upper).join("upper"));
+    let to = "uppers/ffeeddccbbaa99887766554433221100/upper";
+    let copy = || TreeRequest::Copy { from: format!("{upper}/upper"), to: to.to_owned() };
+    let TreeResult::Copied { entries, .. } = fixture.work(&copy()).unwrap() else { panic!() };
+    assert_eq!(entries, 16);
+    let sparse = std::fs::metadata(fixture.path(to).join("sparse")).unwrap();
+    assert!(sparse.blocks() * 512 < 1 << 20, "{} blocks", sparse.blocks());
+    let inode = |path: &str| std::fs::symlink_metadata(fixture.path(path)).unwrap().ino();
+    assert_ne!(inode(&format!("{to}/big")), inode(&format!("{upper}/upper/big")), "a copy");
+    assert_eq!(inode(&format!("{to}/su-too")), inode(&format!("{to}/bin/su")), "hard links follow");
+    assert_eq!(std::fs::read_dir(fixture.path(to).parent().unwrap()).unwrap().count(), 1, "only the copy");
+    let of_copy = fixture.listing(&fixture.ingest(to).0);
+    let of_original = fixture.listing(&fixture.ingest(&format!("{upper}/upper")).0);
+    for (copied, original) in of_copy.iter().zip(&of_original) {
+        assert_eq!(copied, original);
+    }
+    assert_eq!(of_copy.len(), of_original.len());
+    assert!(matches!(node(&of_copy, b"deleted"), Node::Whiteout));
+    assert!(matches!(node(&of_copy, b"opaque"), Node::Directory { opaque: true, .. }));
+    assert!(fixture.work(&copy()).is_err(), "never over something");
+    assert!(fixture.store.leftovers().unwrap().names.is_empty());
+}
+
+#[test]
+fn a_fresh_upper_has_the_root_of_what_is_below_it() {
+    let fixture = Fixture::new();
+    let (digest, _) = fixture.ingest(&fixture.staged("one", |tree| {
+        std::fs::set_permissions(tree, Permissions::from_mode(0o1770)).unwrap();
+        set_xattr(tree, "user.note", b"kept");
+        set_xattr(tree, "user.overlay.opaque", b"y");
+    }));
+    let path = "uppers/00112233445566778899aabbccddeeff".to_owned();
+    let like = format!("layers/{digest}/tree");
+    let request = TreeRequest::Uppers { make: vec![NewUpper { path: path.clone(), like: like.clone() }] };
+    fixture.work(&request).unwrap();
+    let upper = fixture.path(&path).join("upper");
+    let meta = std::fs::metadata(&upper).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.mtime()), (0o1770, 1_000_000_000));
+    let mut buffer = [0; 256];
+    let length = rustix::fs::listxattr(&upper, &mut buffer[..]).unwrap();
+    let names = buffer[..length].escape_ascii().to_string();
+    assert!(names.contains("user.note") && !names.contains("overlay"), "{names}");
+    assert!(fixture.path(&path).join("work").is_dir());
+    assert!(fixture.work(&request).is_err(), "never twice");
+    for (path, like) in
+        [("uppers/../version", &*like), ("uppers/x", "releases/x"), ("uppers/x", "layers/gone")]
+    {
+        let make = vec![NewUpper { path: path.to_owned(), like: like.to_owned() }];
+        assert!(fixture.work(&TreeRequest::Uppers { make }).is_err(), "{path} {like}");
+    }
 }
 
 #[test]

@@ -169,6 +169,18 @@ pub const UNPACK: Profile = Profile {
     syscalls: TREE_CALLS,
 };
 
+/// `FICLONE`: a file's content is shared, not copied.
+const CLONE_CONTENT: &[Condition] = &[is(1, 0x4004_9409)];
+const TREE_CALLS_AND_CLONES: [Allowed; TREE_CALLS.len() + 1] = {
+    let mut all = [Allowed(libc::SYS_ioctl, CLONE_CONTENT); TREE_CALLS.len() + 1];
+    let mut at = 0;
+    while at < TREE_CALLS.len() {
+        all[at] = TREE_CALLS[at];
+        at += 1;
+    }
+    all
+};
+
 /// Works on objects, layers, uppers and staging; records are out of its sight.
 pub const TREE: Profile = Profile {
     name: "casemate-tree",
@@ -179,5 +191,5 @@ pub const TREE: Profile = Profile {
     capabilities: FILE_CAPABILITIES,
     memory: 4 << 30,
     file_size: u64::MAX,
-    syscalls: TREE_CALLS,
+    syscalls: &TREE_CALLS_AND_CLONES,
 };

@@ -291,6 +291,12 @@ pub struct UnpackResult {
 pub enum TreeRequest {
     /// Make `path` a directory owned by the environments' root, mode 0755, with `children` in it alike. Parents exist.
     Prepare { path: String, children: Vec<String> },
+    /// Make each of these uppers, `upper` and `work` in it: on the disk when this is answered.
+    Uppers { make: Vec<NewUpper> },
+    /// Copy the tree at `from` to `to`, whose parent is made for it: everything that a layer keeps, and overlay marks as well.
+    /// Content is shared where the file system can (reflinks). On the disk when this is answered. Nobody may write to it
+    /// meanwhile.
+    Copy { from: String, to: String },
     /// Turn the tree at `path` into a layer: hash, link into `objects/`, write the listing, sync, rename to
     /// `layers/<digest>`. An upper's overlay marks are kept or dropped as DESIGN.md says.
     Ingest { path: String },
@@ -301,10 +307,25 @@ pub enum TreeRequest {
     Verify { layer: String },
 }
 
+/// An upper to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewUpper {
+    /// `uppers/<id>`, which is not there yet.
+    pub path: String,
+    /// The topmost tree below it. The root of an overlay has the attributes of its upper's, so they are that tree's.
+    pub like: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "tree", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum TreeResult {
     Prepared,
+    Copied {
+        entries: u64,
+        /// Bytes of all regular files.
+        bytes: u64,
+    },
     Ingested {
         /// BLAKE3 of the listing, lower-case hex.
         digest: String,
