@@ -8,7 +8,7 @@
 //! objects/ab/cdef…   contents, see `object`
 //! layers/<digest>/   `listing` (see `listing`) and `tree/`
 //! releases/  environments/  snapshots/    records, see `record`
-//! uppers/<id>/       `upper/` and `work/` of an environment
+//! uppers/<id>/       `upper/` and `work/` of an environment, or an upper that was sealed: a lower, never written again
 //! staging/<job>/     everything unfinished
 //! ```
 //!
@@ -39,6 +39,11 @@
 //! Layout, listing and record format are covered by [`FORMAT`]. A store of another format is refused, so a change of any of
 //! them needs a migration (build the new form in `staging/`, commit `version` last) before [`FORMAT`] is raised. The
 //! listing's format enters the names of layers: a change renames every layer.
+//!
+//! | format | since | what came, and how an older store gets there |
+//! | --- | --- | --- |
+//! | 1 | the first store | |
+//! | 2 | snapshots | `snapshots/` is used, and environments name what was committed. A store of format 1 is one without either, so that its number is raised when it is opened. One who reads only 1 must refuse it: they would sweep away what snapshots alone name. |
 
 pub mod listing;
 pub mod names;
@@ -56,4 +61,6 @@ pub use record::{Key, Kind, RecordList, Records};
 pub use store::{Contents, Staging, Store, StoreMode, layer, upper};
 
 /// Number of the store's format.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+/// The oldest one that is read, and brought up to [`FORMAT`] when it is opened.
+pub const OLDEST_FORMAT: u32 = 1;

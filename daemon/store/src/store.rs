@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::names::{Digest, Id, Name};
 use crate::record::{self, Key, Kind, Records};
-use crate::{FORMAT, lock};
+use crate::{FORMAT, OLDEST_FORMAT, lock};
 
 const PRIVATE: u32 = 0o700;
 const DIRECTORIES: [&str; 7] =
@@ -112,14 +112,18 @@ impl Store {
             Err(error) => return Err(Error::io("open", path)(error)),
         };
         let Format { format: found } = record::decode(&bytes, path.clone())?;
-        if found != FORMAT {
+        if !(OLDEST_FORMAT..=FORMAT).contains(&found) {
             return Err(Error::Format { path: self.root.clone(), found, expected: FORMAT });
         }
         let Version { ids, .. } = record::decode(&bytes, path)?;
         if ids != self.mode {
             return Err(Error::Mode { path: self.root.clone(), store_has_range: ids == StoreMode::Range });
         }
-        Ok(())
+        if found == FORMAT {
+            Ok(())
+        } else {
+            self.commit_version(&self.root.join("version"), RenameFlags::empty())
+        }
     }
 
     fn write_version(&self, path: &Path) -> Result<()> {
@@ -130,8 +134,12 @@ impl Store {
                 return Err(Error::NotAStore { path: self.root.clone(), found });
             }
         }
+        self.commit_version(path, RenameFlags::NOREPLACE)
+    }
+
+    fn commit_version(&self, path: &Path, flags: RenameFlags) -> Result<()> {
         let text = record::encode(&Version { format: FORMAT, ids: self.mode }, path)?;
-        self.write_record(&self.directory, "version", path, &text, RenameFlags::NOREPLACE)
+        self.write_record(&self.directory, "version", path, &text, flags)
     }
 
     fn make(&self, name: &'static str) -> Result<()> {

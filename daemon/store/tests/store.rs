@@ -86,15 +86,33 @@ fn another_stores_format_or_mode_is_refused() {
     assert!(matches!(error, Error::Mode { store_has_range: true, .. }));
     assert!(error.to_string().contains("purge"));
     let version = home.path().join("version");
-    let body = "format = 2\nids = \"range\"\nnew = true\n";
+    let body = "format = 3\nids = \"range\"\nnew = true\n";
     std::fs::write(&version, format!("checksum = \"{}\"\n{body}", Digest::of(body.as_bytes()))).unwrap();
     let error = Store::open(home.path(), StoreMode::Range).unwrap_err();
-    assert!(matches!(error, Error::Format { found: 2, expected: 1, .. }));
+    assert!(matches!(error, Error::Format { found: 3, expected: 2, .. }));
     assert!(error.to_string().contains("newer"));
     let mut bytes = std::fs::read(&version).unwrap();
     bytes[90] ^= 1;
     std::fs::write(&version, bytes).unwrap();
     assert!(matches!(Store::open(home.path(), StoreMode::Range).unwrap_err(), Error::Damaged { .. }));
+}
+
+#[test]
+fn an_older_store_is_brought_up_to_date() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(home.path());
+    store.environments().commit(&name("one"), &record(1)).unwrap();
+    drop(store);
+    let version = home.path().join("version");
+    let body = "format = 1\nids = \"range\"\n";
+    let text = format!("checksum = \"{}\"\n{body}", Digest::of(body.as_bytes()));
+    std::fs::write(&version, &text).unwrap();
+    // Not by one who may not open it.
+    assert!(matches!(Store::open(home.path(), StoreMode::Single).unwrap_err(), Error::Mode { .. }));
+    assert_eq!(std::fs::read_to_string(&version).unwrap(), text);
+    assert_eq!(open(home.path()).environments::<Name, Record>().load(&name("one")).unwrap(), record(1));
+    assert!(std::fs::read_to_string(&version).unwrap().contains("format = 2\nids = \"range\"\n"));
+    open(home.path());
 }
 
 #[test]
