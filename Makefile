@@ -45,7 +45,7 @@ test-vm: ## The cases that need systemd, cgroup v2 or another kernel, in a virtu
 soak: ## The suite with full counts
 	@CASEMATE_SOAK=1 scripts/test
 
-bench: ## Measure beside bubblewrap, crun and tar; ONLY="exec import list idle" chooses
+bench: ## Measure beside bubblewrap, crun and tar; ONLY="exec import snapshots list idle" chooses
 	@scripts/bench $(ONLY)
 
 lint: ## Clippy and rustfmt, warnings denied; cargo deny and shellcheck where installed

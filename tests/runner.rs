@@ -7,9 +7,11 @@ mod cases {
     pub mod client;
     pub mod confinement;
     pub mod crash;
+    pub mod crash_snapshots;
     pub mod descriptors;
     pub mod desktop;
     pub mod devices;
+    pub mod diff;
     pub mod environments;
     pub mod escape;
     pub mod install;
@@ -22,7 +24,9 @@ mod cases {
     pub mod releases;
     pub mod services;
     pub mod sessions;
+    pub mod snapshots;
     pub mod sockets;
+    pub mod store;
     pub mod streams;
     pub mod sudo;
     pub mod tampering;

@@ -11,6 +11,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::alterations::To;
+
 /// Exit code where Casemate itself failed, as podman and docker have it.
 const FAILED: u8 = 125;
 
@@ -87,13 +89,45 @@ enum Command {
     Limits(commands::limits::Limits),
     /// Show what environments use
     Stats(commands::stats::Stats),
-    /// Remove an environment and all its files
+    /// Keep what is in an environment now as a snapshot
+    Commit(commands::snapshots::Commit),
+    /// List the snapshots of an environment, or remove one
+    Snapshots(commands::snapshots::Snapshots),
+    /// Make an environment what a snapshot says
+    Restore(commands::snapshots::Restore),
+    /// Make an environment what was committed last
+    Rollback(commands::snapshots::Rollback),
+    /// Tell what was changed in an environment
+    Diff(commands::diff::Diff),
+    /// Make a new environment of one that there is
+    Clone(commands::alterations::Clone),
+    /// Give an environment another name
+    Rename {
+        environment: String,
+        #[arg(value_name = "NEW")]
+        name: String,
+    },
+    /// Allow no changes of an environment
+    Freeze { environment: String },
+    /// Allow changes of a frozen environment again
+    Thaw { environment: String },
+    /// Put a frozen environment away
+    Archive { environment: String },
+    /// Make an archived environment a frozen one again
+    Unarchive { environment: String },
+    /// Remove an environment with all its files and snapshots
     Destroy {
         environment: String,
         /// Kill it first if it runs
         #[arg(long)]
         force: bool,
     },
+    /// Show what environments, releases and snapshots take on the disk
+    Usage(commands::store::Usage),
+    /// Verify every record and file of the store
+    Verify(Json),
+    /// Remove what nothing refers to
+    Gc(commands::store::Collect),
     /// List jobs, follow or cancel one
     Jobs(commands::jobs::Jobs),
     /// Say what this machine lacks
@@ -171,7 +205,25 @@ async fn run(cli: Cli) -> Result<u8, bus::Failure> {
         Command::Wait { environment } => commands::wait::run(&environment).await,
         Command::Limits(limits) => commands::limits::run(limits).await,
         Command::Stats(stats) => commands::stats::run(stats).await,
+        Command::Commit(commit) => commands::snapshots::commit(commit).await,
+        Command::Snapshots(snapshots) => commands::snapshots::list(snapshots).await,
+        Command::Restore(restore) => commands::snapshots::restore(restore).await,
+        Command::Rollback(rollback) => commands::snapshots::rollback(rollback).await,
+        Command::Diff(diff) => commands::diff::run(diff).await,
+        Command::Clone(clone) => commands::alterations::clone(clone).await,
+        Command::Rename { environment, name } => commands::alterations::rename(&environment, &name).await,
+        Command::Freeze { environment } => commands::alterations::enter_state(&environment, To::Frozen).await,
+        Command::Thaw { environment } => commands::alterations::enter_state(&environment, To::Thawed).await,
+        Command::Archive { environment } => {
+            commands::alterations::enter_state(&environment, To::Archived).await
+        }
+        Command::Unarchive { environment } => {
+            commands::alterations::enter_state(&environment, To::Unarchived).await
+        }
         Command::Destroy { environment, force } => commands::lifecycle::destroy(&environment, force).await,
+        Command::Usage(usage) => commands::store::usage(usage).await,
+        Command::Verify(json) => commands::store::verify(json.json).await,
+        Command::Gc(collect) => commands::store::collect(collect).await,
         Command::Jobs(jobs) => commands::jobs::run(jobs).await,
         Command::Doctor(json) => commands::doctor::run(json.json).await,
         Command::Purge { yes } => commands::lifecycle::purge(yes).await,

@@ -22,9 +22,14 @@ pub fn printable(text: &str) -> String {
 /// A line, or many, on standard output, in one write. Whoever reads may stop reading, as `head` does: then it ends as other
 /// programs do which SIGPIPE ends.
 pub fn print(lines: &str) {
+    print_bytes(lines.as_bytes());
+}
+
+/// The same of what is no text, or is for another program as it is.
+pub fn print_bytes(bytes: &[u8]) {
     use std::io::{ErrorKind, Write};
     let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_all(lines.as_bytes()).and_then(|()| stdout.flush());
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
     if let Err(error) = written {
         if error.kind() == ErrorKind::BrokenPipe {
             std::process::exit(128 + rustix::process::Signal::PIPE.as_raw());

@@ -6,12 +6,13 @@ mod paths;
 mod proxies;
 
 pub use errors::Error;
-pub use paths::{environment_path, job_path, process_path, release_path};
+pub use paths::{environment_path, job_path, process_path, release_path, snapshot_path};
 pub use proxies::environment::EnvironmentProxy;
 pub use proxies::job::JobProxy;
 pub use proxies::manager::ManagerProxy;
 pub use proxies::process::ProcessProxy;
 pub use proxies::release::ReleaseProxy;
+pub use proxies::snapshot::SnapshotProxy;
 
 /// The well-known name.
 pub const NAME: &str = "org.casemate.Casemate1";
@@ -25,4 +26,5 @@ pub const INTERFACES: &[(&str, &str)] = &[
     ("org.casemate.Casemate1.Manager", include_str!("../org.casemate.Casemate1.Manager.xml")),
     ("org.casemate.Casemate1.Process", include_str!("../org.casemate.Casemate1.Process.xml")),
     ("org.casemate.Casemate1.Release", include_str!("../org.casemate.Casemate1.Release.xml")),
+    ("org.casemate.Casemate1.Snapshot", include_str!("../org.casemate.Casemate1.Snapshot.xml")),
 ];

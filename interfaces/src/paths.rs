@@ -32,6 +32,11 @@ pub fn environment_path(id: &str) -> OwnedObjectPath {
     path("environment", &escape(id))
 }
 
+/// `environment` is an id, hexadecimal.
+pub fn snapshot_path(environment: &str, name: &str) -> OwnedObjectPath {
+    path("snapshot", &format!("{}_{}", escape(environment), escape(name)))
+}
+
 pub fn job_path(id: u64) -> OwnedObjectPath {
     path("job", &id.to_string())
 }

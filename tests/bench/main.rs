@@ -2,13 +2,15 @@
 //! alternate, so that what else the machine does hits both; what is told is the ratio of the medians.
 //!
 //! A table goes to standard error, one JSON object for each line of it to standard output. A budget that is missed is said
-//! and does not fail: a busy machine is no defect. Arguments choose: `exec`, `streams`, `network`, `import`, `list`, `idle`; none is all.
+//! and does not fail: a busy machine is no defect. Arguments choose: `exec`, `streams`, `network`, `import`, `snapshots`, `list`,
+//! `idle`; none is all.
 
 mod daemon;
 mod exec;
 mod import;
 mod measure;
 mod peers;
+mod snapshots;
 mod streams;
 
 use std::time::Duration;
@@ -19,7 +21,7 @@ use measure::Report;
 fn main() {
     // `cargo bench` adds an argument of its own.
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let known = ["exec", "streams", "network", "import", "list", "idle"];
+    let known = ["exec", "streams", "network", "import", "snapshots", "list", "idle"];
     if let Some(word) = chosen.iter().find(|word| !known.contains(&word.as_str())) {
         eprintln!("bench: there is no {word:?}; there are {known:?}");
         std::process::exit(2);
@@ -51,6 +53,9 @@ fn main() {
     }
     if wanted("import") {
         import::measure(&world, &mut report);
+    }
+    if wanted("snapshots") {
+        snapshots::measure(&world, &mut report);
     }
     world.run(&["stop", "running"]);
     if wanted("list") {

@@ -62,6 +62,7 @@ fn the_daemon_serves_what_the_xml_says() {
     let environment = path(&text(&found.stdout), "environment");
     let mut held = world.casemate(&["exec", "served", "--", "cat"]);
     let mut held = held.stdin(Stdio::piped()).spawn().expect("casemate");
+    world.run(&["commit", "served"]);
     let process = environment.replace(&format!("{ROOT}/environment/"), "process/") + "_";
     let managed = || {
         let method = "org.freedesktop.DBus.ObjectManager.GetManagedObjects";
@@ -70,7 +71,7 @@ fn the_daemon_serves_what_the_xml_says() {
     casemate_tests::wait_for("the session", || managed().contains(&process));
     let objects = managed();
     let mut paths = vec![ROOT.to_owned()];
-    for kind in ["release/", "environment/", "job/", &process] {
+    for kind in ["release/", "environment/", "job/", &process, "snapshot/"] {
         let prefix = format!("'/org/casemate/Casemate1/{kind}");
         let start = objects.find(&prefix).unwrap_or_else(|| panic!("no {kind} in {objects}"));
         paths.push(objects[start + 1..].split('\'').next().expect("a path").to_owned());
@@ -81,6 +82,7 @@ fn the_daemon_serves_what_the_xml_says() {
         ("Environment", include_str!("../../interfaces/org.casemate.Casemate1.Environment.xml")),
         ("Job", include_str!("../../interfaces/org.casemate.Casemate1.Job.xml")),
         ("Process", include_str!("../../interfaces/org.casemate.Casemate1.Process.xml")),
+        ("Snapshot", include_str!("../../interfaces/org.casemate.Casemate1.Snapshot.xml")),
     ];
     for ((interface, xml), path) in contract.iter().zip(&paths) {
         let output =

@@ -19,7 +19,16 @@ fn snapshot(name: &str, text: &str) {
 #[test]
 fn help() {
     let world = World::shared();
-    for arguments in [&["--help"][..], &["release", "--help"], &["build", "--help"], &["exec", "--help"]] {
+    for arguments in [
+        &["--help"][..],
+        &["release", "--help"],
+        &["build", "--help"],
+        &["exec", "--help"],
+        &["commit", "--help"],
+        &["restore", "--help"],
+        &["diff", "--help"],
+        &["gc", "--help"],
+    ] {
         let output = world.casemate(arguments).output().expect("casemate");
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
         let name = arguments.join("-").replace("--help", "help");
@@ -42,6 +51,11 @@ fn errors() {
         &["exec", "--env", "LD_PRELOAD=/x.so", "erring", "--", "true"],
         &["enter", "erring"],
         &["show", ""],
+        &["restore", "erring", "nonesuch"],
+        &["rollback", "erring"],
+        &["clone", "erring", "erring"],
+        &["rename", "erring", "-"],
+        &["thaw", "erring"],
         &["destroy", "nowhere"],
         &["release", "show", "debian/nonesuch"],
         &["release", "show", "no reference"],
@@ -104,6 +118,14 @@ fn json() {
     for arguments in [
         &["list", "--json"][..],
         &["show", "told", "--json"],
+        &["commit", "told", "--json", "-m", "told"],
+        &["snapshots", "told", "--json"],
+        &["restore", "told", "1", "--json"],
+        &["diff", "told", "--json"],
+        &["clone", "told", "told-again", "--json"],
+        &["usage", "--json"],
+        &["verify", "--json"],
+        &["gc", "--json"],
         &["release", "list", "--json"],
         &["release", "show", "debian/bookworm", "--json"],
         &["release", "fetch", "debian/bookworm", "--json"],

@@ -127,9 +127,10 @@ fn records(directory: &Path) -> String {
 }
 
 /// Nothing unfinished, and no layer or upper that nobody refers to.
-fn nothing_stray(world: &World, moment: &str) {
+pub fn nothing_stray(world: &World, moment: &str) {
     assert!(world.in_store("staging").is_empty(), "{moment}");
-    let known = records(&world.store().join("releases")) + &records(&world.store().join("environments"));
+    let kinds = ["releases", "environments", "snapshots"];
+    let known: String = kinds.iter().map(|kind| records(&world.store().join(kind))).collect();
     for kind in ["layers", "uppers"] {
         for name in world.in_store(kind) {
             assert!(known.contains(&name), "{moment}: {kind}/{name} belongs to nothing");

@@ -63,10 +63,12 @@ fn refusals(world: &World) {
 #[test]
 fn a_purge_leaves_nothing() {
     let world = World::with_environment("");
+    assert!(world.exec(&["demo", "--", "sh", "-c", "echo kept > ~/file"]).status.success());
+    world.run(&["commit", "demo"]);
     world.run(&["start", "demo"]);
     assert!(world.refused(&["purge"]).contains("--yes"));
     world.run(&["purge", "--yes"]);
-    for directory in ["objects", "layers", "releases", "environments", "uppers", "staging"] {
+    for directory in ["objects", "layers", "releases", "environments", "snapshots", "uppers", "staging"] {
         assert_eq!(world.in_store(directory), Vec::<String>::new(), "{directory}");
     }
     assert_eq!(world.run(&["list"]).lines().count(), 1);

@@ -1,6 +1,8 @@
 //! One file a command.
 
+pub mod alterations;
 pub mod build;
+pub mod diff;
 pub mod doctor;
 pub mod enter;
 pub mod exec;
@@ -12,5 +14,7 @@ pub mod list;
 pub mod logs;
 pub mod release;
 pub mod show;
+pub mod snapshots;
 pub mod stats;
+pub mod store;
 pub mod wait;

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_engine::{Change, JobState};
-use casemate_interfaces::{environment_path, job_path, process_path, release_path};
+use casemate_interfaces::{environment_path, job_path, process_path, release_path, snapshot_path};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use zbus::names::InterfaceName;
@@ -20,12 +20,15 @@ use crate::environment::Environment;
 use crate::job::{Job, shown, state_name};
 use crate::process::Process;
 use crate::release::Release;
+use crate::snapshot::Snapshot;
 
 /// What is on the bus.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Served {
     Release(String),
     Environment(String),
+    /// The environment's id and the snapshot's name.
+    Snapshot(String, String),
     Job(u64),
     Process((String, u64)),
 }
@@ -60,6 +63,9 @@ pub async fn add_all(connection: &Connection, context: &Context) -> zbus::Result
     for info in context.engine.environments() {
         add_environment(connection, context, info.id).await?;
     }
+    for info in context.engine.snapshots() {
+        add_snapshot(connection, context, &info.environment, &info.name).await?;
+    }
     for info in context.engine.jobs() {
         add_job(connection, context, info.id).await?;
     }
@@ -84,6 +90,21 @@ pub async fn add_environment(connection: &Connection, context: &Context, id: Str
     let path = environment_path(&id);
     locked(&context.told.served).insert(Served::Environment(id.clone()));
     connection.object_server().at(path, Environment { context: context.clone(), id }).await?;
+    Ok(())
+}
+
+/// Also called before a path is told, so that the object is there when the caller uses it.
+pub async fn add_snapshot(
+    connection: &Connection,
+    context: &Context,
+    environment: &str,
+    name: &str,
+) -> zbus::Result<()> {
+    let path = snapshot_path(environment, name);
+    let (environment, name) = (environment.to_owned(), name.to_owned());
+    locked(&context.told.served).insert(Served::Snapshot(environment.clone(), name.clone()));
+    let snapshot = Snapshot { context: context.clone(), environment, name };
+    connection.object_server().at(path, snapshot).await?;
     Ok(())
 }
 
@@ -117,6 +138,9 @@ async fn remove(connection: &Connection, context: &Context, served: Served) -> z
     let removed = match &served {
         Served::Release(reference) => server.remove::<Release, _>(release_path(reference)).await,
         Served::Environment(id) => server.remove::<Environment, _>(environment_path(id)).await,
+        Served::Snapshot(environment, name) => {
+            server.remove::<Snapshot, _>(snapshot_path(environment, name)).await
+        }
         Served::Job(id) => server.remove::<Job, _>(job_path(*id)).await,
         Served::Process(id) => server.remove::<Process, _>(process_path(&id.0, id.1)).await,
     };
@@ -136,6 +160,7 @@ async fn reconcile(connection: &Connection, context: &Context) -> zbus::Result<(
         let is_there = match &object {
             Served::Release(reference) => engine.release(reference).is_ok(),
             Served::Environment(id) => engine.environment(id).is_ok(),
+            Served::Snapshot(environment, name) => engine.snapshot(environment, name).is_ok(),
             Served::Job(id) => engine.job(*id).is_ok(),
             Served::Process(id) => engine.process(id).is_ok(),
         };
@@ -145,6 +170,9 @@ async fn reconcile(connection: &Connection, context: &Context) -> zbus::Result<(
     }
     for info in context.engine.environments() {
         environment_changed(connection, context, &info.id).await?;
+    }
+    for info in context.engine.snapshots() {
+        snapshot_changed(connection, context, &info.environment, &info.name).await?;
     }
     for info in context.engine.jobs() {
         match info.state {
@@ -221,6 +249,17 @@ async fn environment_changed(connection: &Connection, context: &Context, id: &st
     changed(connection, environment_path(id), "org.casemate.Casemate1.Environment", values).await
 }
 
+async fn snapshot_changed(
+    connection: &Connection,
+    context: &Context,
+    environment: &str,
+    name: &str,
+) -> zbus::Result<()> {
+    let Ok(info) = context.engine.snapshot(environment, name) else { return Ok(()) };
+    let values = HashMap::from([("State", Variant::from(info.state))]);
+    changed(connection, snapshot_path(environment, name), "org.casemate.Casemate1.Snapshot", values).await
+}
+
 async fn tell(connection: &Connection, context: &Context, change: Change) -> zbus::Result<()> {
     match change {
         Change::ReleaseAdded(reference) => add_release(connection, context, &reference).await?,
@@ -231,6 +270,15 @@ async fn tell(connection: &Connection, context: &Context, change: Change) -> zbu
         Change::EnvironmentChanged(id) => environment_changed(connection, context, &id).await?,
         Change::EnvironmentRemoved(id) => {
             remove(connection, context, Served::Environment(id)).await?;
+        }
+        Change::SnapshotAdded(environment, name) => {
+            add_snapshot(connection, context, &environment, &name).await?;
+        }
+        Change::SnapshotChanged(environment, name) => {
+            snapshot_changed(connection, context, &environment, &name).await?;
+        }
+        Change::SnapshotRemoved(environment, name) => {
+            remove(connection, context, Served::Snapshot(environment, name)).await?;
         }
         Change::OutOfMemory(id, kills) => {
             let emitter = SignalEmitter::new(connection, environment_path(&id))?;

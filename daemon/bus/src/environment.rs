@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use casemate_engine::{EnvironmentInfo, ExecRequest, Streams, Usage};
-use casemate_interfaces::{Error, process_path};
+use casemate_interfaces::{Error, process_path, snapshot_path};
 use rustix::fs::FileType;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -13,11 +13,14 @@ use zbus::{Connection, OwnedFd, OwnedObjectPath, fdo, interface};
 
 use crate::Context;
 use crate::callers::Callers;
-use crate::changes::job_started;
+use crate::changes::{add_snapshot, job_started};
 use crate::convert::{Options, error, known, option};
 
 /// Most bytes of a command line: what fits into one packet to init, less variables.
 const COMMAND_MAX: usize = 96 << 10;
+
+/// A snapshot in short: object, name, message, when it was made, whether a restore made it, state.
+type ListedSnapshot = (OwnedObjectPath, String, String, u64, bool, String);
 
 pub struct Environment {
     pub context: Context,
@@ -46,6 +49,18 @@ fn judge_status(descriptor: impl AsFd) -> Result<(), Error> {
     let flags = rustix::fs::fcntl_getfl(&descriptor).map_err(|_| bad())?;
     let writable = flags.intersects(rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::RDWR);
     if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo && writable { Ok(()) } else { Err(bad()) }
+}
+
+/// What is written to for a caller: nothing that the worker could do more with.
+fn judge_output(descriptor: impl AsFd) -> Result<(), Error> {
+    let bad = || Error::InvalidArgument("output is neither a pipe nor a file that can be written to".into());
+    let stat = rustix::fs::fstat(&descriptor).map_err(|_| bad())?;
+    let flags = rustix::fs::fcntl_getfl(&descriptor).map_err(|_| bad())?;
+    let writable = flags.intersects(rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::RDWR);
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo | FileType::RegularFile if writable => Ok(()),
+        _ => Err(bad()),
+    }
 }
 
 struct Asked {
@@ -243,6 +258,153 @@ impl Environment {
         known(&options, &["timeout"])?;
         let timeout = option(&options, "timeout")?.map(Duration::from_millis);
         job_started(connection, &self.context, engine.stop(&caller, &self.id, timeout)).await
+    }
+
+    async fn commit(
+        &self,
+        message: &str,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &["name"])?;
+        let name: Option<String> = option(&options, "name")?;
+        let started = engine.commit(&caller, &self.id, message, name.as_deref());
+        job_started(connection, &self.context, started).await
+    }
+
+    async fn list_snapshots(
+        &self,
+        options: Options,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<Vec<ListedSnapshot>, Error> {
+        known(&options, &[])?;
+        let mut listed = Vec::new();
+        for one in self.context.engine.snapshots_of(&self.id).map_err(error)? {
+            let path = snapshot_path(&self.id, &one.name);
+            add_snapshot(connection, &self.context, &self.id, &one.name).await?;
+            listed.push((path, one.name, one.message, one.created_at, one.automatic, one.state));
+        }
+        Ok(listed)
+    }
+
+    async fn get_snapshot(
+        &self,
+        name: &str,
+        options: Options,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        known(&options, &[])?;
+        let info = self.context.engine.snapshot(&self.id, name).map_err(error)?;
+        add_snapshot(connection, &self.context, &self.id, &info.name).await?;
+        Ok(snapshot_path(&self.id, &info.name))
+    }
+
+    async fn rollback(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &["discard"])?;
+        let discard = option(&options, "discard")?.unwrap_or(false);
+        job_started(connection, &self.context, engine.rollback(&caller, &self.id, discard)).await
+    }
+
+    async fn clone_as(
+        &self,
+        name: &str,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        let started = engine.clone_environment(&caller, &self.id, name, None);
+        job_started(connection, &self.context, started).await
+    }
+
+    async fn diff(
+        &self,
+        output: OwnedFd,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &["snapshot", "patch"])?;
+        judge_output(&output)?;
+        let snapshot: Option<String> = option(&options, "snapshot")?;
+        let patch = option(&options, "patch")?.unwrap_or(false);
+        let started = engine.diff(&caller, &self.id, snapshot.as_deref(), patch, output.into());
+        job_started(connection, &self.context, started).await
+    }
+
+    async fn rename(
+        &self,
+        name: &str,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.context, engine.rename(&caller, &self.id, name)).await
+    }
+
+    async fn freeze(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.context, engine.freeze(&caller, &self.id)).await
+    }
+
+    async fn thaw(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.context, engine.thaw(&caller, &self.id)).await
+    }
+
+    async fn archive(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.context, engine.archive(&caller, &self.id)).await
+    }
+
+    async fn unarchive(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.context.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.context, engine.unarchive(&caller, &self.id)).await
     }
 
     async fn destroy(

@@ -13,6 +13,7 @@ mod manager;
 mod process;
 mod release;
 mod scopes;
+mod snapshot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

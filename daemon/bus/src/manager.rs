@@ -13,6 +13,8 @@ use crate::environment::Environment;
 
 /// Most bytes of a manifest or lock.
 const TEXT_MAX: usize = 1 << 20;
+/// Days that a download stays where no lock names it.
+const DOWNLOADS_KEPT: u64 = 30;
 
 pub struct Manager(pub Context);
 
@@ -139,6 +141,64 @@ impl Manager {
         known(&options, &[])?;
         let findings = self.0.engine.doctor().await;
         Ok(findings.into_iter().map(|f| (f.check, f.severity, f.detail, f.remedy)).collect())
+    }
+
+    async fn collect_garbage(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.0.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &["dry-run", "days"])?;
+        let dry = option(&options, "dry-run")?.unwrap_or(false);
+        let days = option(&options, "days")?.unwrap_or(DOWNLOADS_KEPT);
+        job_started(connection, &self.0, engine.collect(&caller, dry, days)).await
+    }
+
+    async fn explain_object(
+        &self,
+        object: &str,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.0.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.0, engine.explain(&caller, object)).await
+    }
+
+    async fn measure_usage(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.0.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.0, engine.measure(&caller)).await
+    }
+
+    async fn get_usage(&self, options: Options) -> Result<(u64, Vec<(String, String, u64, u64)>), Error> {
+        known(&options, &[])?;
+        let usages = self.0.engine.usages();
+        let accounts = usages.accounts.into_iter().map(|one| (one.kind, one.name, one.exclusive, one.shared));
+        Ok((usages.measured_at, accounts.collect()))
+    }
+
+    async fn verify(
+        &self,
+        options: Options,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let engine = &self.0.engine;
+        let caller = Callers::caller(&header)?;
+        known(&options, &[])?;
+        job_started(connection, &self.0, engine.verify(&caller)).await
     }
 
     async fn purge(

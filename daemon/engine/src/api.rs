@@ -61,6 +61,17 @@ pub struct HostSockets {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Caller(pub String);
 
+impl Caller {
+    /// The daemon itself: no connection has an empty name.
+    pub(crate) fn daemon() -> Self {
+        Self(String::new())
+    }
+
+    pub(crate) fn is_daemon(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 pub type JobId = u64;
 /// Session of an environment: `(environment id, number)`.
 pub type ProcessId = (String, u64);
@@ -73,6 +84,10 @@ pub enum Change {
     EnvironmentAdded(String),
     EnvironmentChanged(String),
     EnvironmentRemoved(String),
+    /// The environment's id and the snapshot's name.
+    SnapshotAdded(String, String),
+    SnapshotChanged(String, String),
+    SnapshotRemoved(String, String),
     /// Processes were killed for want of memory: how many so far.
     OutOfMemory(String, u64),
     JobAdded(JobId),
@@ -170,6 +185,43 @@ pub struct Listed {
     pub sessions: u32,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// An id.
+    pub environment: String,
+    pub name: String,
+    /// They count up within an environment; 0 where its record cannot be read.
+    pub number: u64,
+    pub message: String,
+    pub created_at: u64,
+    /// Made so that a restore loses nothing.
+    pub automatic: bool,
+    /// `sealed` (it can be used; its files are still to be hashed), `stored`, or `damaged`.
+    pub state: String,
+    pub release: String,
+    pub lock_digest: String,
+}
+
+/// What something takes on the disk, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// `environment`, `release`, `snapshot`; or, without a name, `shared` (by several of these, counted once), `reclaimable`
+    /// (nothing names it), `store` (records, directories, unfinished work), `downloads`.
+    pub kind: String,
+    pub name: String,
+    /// What would be free without it. Over all accounts, this adds up to all that there is.
+    pub exclusive: u64,
+    /// What it shares with others.
+    pub shared: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Usages {
+    /// 0: never.
+    pub measured_at: u64,
+    pub accounts: Vec<Account>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobState {
     Running,
@@ -181,7 +233,9 @@ pub enum JobState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobInfo {
     pub id: JobId,
-    /// `fetch`, `import`, `remove`, `build`, `start`, `stop`, `kill`, `restart`, `pause`, `unpause`, `limit`, `destroy`, `purge`
+    /// `fetch`, `import`, `remove`, `build`, `start`, `stop`, `kill`, `restart`, `pause`, `unpause`, `limit`, `destroy`, `purge`,
+    /// `commit`, `restore`, `rollback`, `clone`, `rename`, `freeze`, `thaw`, `archive`, `unarchive`, `forget` (a snapshot), `diff`, `measure`, `collect`, `explain`, `verify`;
+    /// `store` is the daemon's own: what was sealed becomes a layer
     pub kind: String,
     pub subject: String,
     pub state: JobState,

@@ -14,7 +14,7 @@ use crate::downloads::Expected;
 use crate::error::Error;
 use crate::jobs::{Job, now};
 use crate::layers::Pins;
-use crate::records::{EnvironmentRecord, ReleaseRecord};
+use crate::records::{EnvironmentRecord, Lower, ReleaseRecord};
 use crate::releases::{blocking, parse_reference, staging_name};
 use crate::state::{Step, step};
 use crate::{Inner, mounts, packages, sandboxes};
@@ -234,7 +234,7 @@ impl Inner {
                 upper
             }
         };
-        let record = EnvironmentRecord {
+        let mut record = EnvironmentRecord {
             name: name.to_string(),
             state: State::Built,
             release: judged.release.to_string(),
@@ -243,6 +243,7 @@ impl Inner {
             manifest_digest: judged.manifest.digest(),
             lock_digest: lock.digest(),
             layers,
+            commits: vec![],
             upper,
             network: judged.manifest.runtime.network.as_str().to_owned(),
             ports: judged.manifest.runtime.ports.clone(),
@@ -267,13 +268,14 @@ impl Inner {
         if existing.is_some() {
             self.settle(&id).await?;
             step(name.as_str(), self.state_of(&id)?, Step::Build)?;
+            // What was committed stays on top; meanwhile it may have been stored.
+            record.commits = self.with_environment(&id, |environment| environment.record.commits.clone())?;
         }
-        self.store.environments::<Id, EnvironmentRecord>().commit(&id, &record)?;
-        *made = None;
         let result = self.built(&id, &record, true);
-        self.put_environment(id, record);
+        self.commit_environment(&id, record)?;
+        *made = None;
         if let Some((_, old)) = existing {
-            self.drop_layers(&old.layers).await?;
+            self.drop_lowers(&Lower::layers(&old.layers)).await?;
         }
         Ok(result)
     }

@@ -106,7 +106,7 @@ pub async fn examine(inner: &Inner) -> Vec<Finding> {
             "broken",
             format!("{what}: {reason}"),
             "restore the file from a backup and restart casemated, or give it up (`casemate destroy`, `casemate release \
-             remove`); until then nothing is swept from the store",
+             remove`, `casemate snapshots --remove`); until then nothing is swept from the store",
         ));
     }
     findings.push(match inner.tool("pasta") {

@@ -99,6 +99,41 @@ impl Downloads {
         written
     }
 
+    /// Names, sizes on the disk and ages of all files that are here, unfinished ones too.
+    pub fn list(&self) -> Result<Vec<(String, u64, std::time::Duration)>, Error> {
+        let failed = || Error::io("list", &self.root);
+        let entries = match std::fs::read_dir(&self.root) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+            entries => entries.map_err(failed())?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed())?;
+            let meta = match entry.metadata() {
+                // A job has just finished or removed it.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                meta => meta.map_err(failed())?,
+            };
+            let modified = meta.modified().map_err(failed())?;
+            let bytes = std::os::unix::fs::MetadataExt::blocks(&meta) * 512;
+            // One from the future is young.
+            let age = modified.elapsed().unwrap_or_default();
+            found.push((entry.file_name().to_string_lossy().into_owned(), bytes, age));
+        }
+        Ok(found)
+    }
+
+    /// Remove one that [`Self::list`] told of.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        let path = self.root.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub fn remove_all(&self) -> Result<(), Error> {
         match std::fs::remove_dir_all(&self.root) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

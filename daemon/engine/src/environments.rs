@@ -17,7 +17,7 @@ use crate::cgroups::{Group, ScopeError};
 use crate::control::{ControlError, Word};
 use crate::error::Error;
 use crate::jobs::{Job, now};
-use crate::records::EnvironmentRecord;
+use crate::records::{EnvironmentRecord, Lower};
 use crate::releases::blocking;
 use crate::sandboxes::{self, Birth, Prepared, Sandbox};
 use crate::state::{Step, step};
@@ -176,6 +176,7 @@ impl Inner {
         }
         let network = self.plan_network(&record)?;
         let proxy = self.bus_proxy(&record.session_bus).await?;
+        let stack: Vec<Lower> = record.stack().collect();
         let upper = self.store.upper_path(&record.upper);
         let plan = || -> Result<Plan, Error> {
             let mut mounts: Vec<_> = self
@@ -194,7 +195,7 @@ impl Inner {
                 id: id.to_string(),
                 hostname: record.name.clone(),
                 root: Root::Overlay {
-                    lowers: self.unchecked_lowers(&record.layers)?,
+                    lowers: self.unchecked_lowers(&stack)?,
                     upper: mounts::own_source(&upper.join("upper"))?,
                     work: mounts::own_source(&upper.join("work"))?,
                 },
@@ -227,8 +228,8 @@ impl Inner {
                 self.cgroups.create(scope, process).await.map_err(no_group)?;
             }
             // Hashing takes as long as the mounts, so both are done at once.
-            let (engine, layers) = (Arc::clone(self), record.layers.clone());
-            let meanwhile = Box::pin(blocking(move || engine.check_listings(&layers)));
+            let (engine, stack) = (Arc::clone(self), stack.clone());
+            let meanwhile = Box::pin(blocking(move || engine.check_listings(&stack)));
             Ok(Prepared { plan: plan()?, meanwhile })
         };
         let key = id.to_string();
@@ -389,7 +390,7 @@ impl Inner {
     }
 
     /// Wait for the end of an environment that is about to stop by itself, rather than refuse what a stopped one allows.
-    pub(crate) async fn settle(&self, id: &Id) -> Result<(), Error> {
+    pub(crate) async fn settle(self: &Arc<Self>, id: &Id) -> Result<(), Error> {
         let ending = self.with_environment(id, |environment| {
             environment.sandbox.clone().filter(|_| environment.is_ending())
         })?;
@@ -402,7 +403,7 @@ impl Inner {
     }
 
     /// A sandbox is gone, or about to be: forget it, once.
-    pub(crate) async fn ended(&self, id: &Id, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    pub(crate) async fn ended(self: &Arc<Self>, id: &Id, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         sandboxes::gone(&sandbox.pidfd).await;
         let key = id.to_string();
         let left = self.with_environment(id, |environment| {
@@ -423,6 +424,8 @@ impl Inner {
                 self.tell(Change::ProcessEnded((key.clone(), session), false, 9));
             }
             self.tell(Change::EnvironmentChanged(key));
+            // What it had mounted while it became a layer can be named by that now.
+            self.store_sealed();
         }
         Ok(())
     }
@@ -479,7 +482,7 @@ impl Inner {
     }
 
     /// Without a timeout it is the manifest's.
-    async fn end(&self, id: &Id, timeout: Option<Duration>) -> Result<(), Error> {
+    async fn end(self: &Arc<Self>, id: &Id, timeout: Option<Duration>) -> Result<(), Error> {
         let gate = self.gate(id);
         let _one_at_a_time = gate.lock().await;
         let (name, state, sandbox, usual) = self.with_environment(id, |environment| {
@@ -528,10 +531,18 @@ impl Inner {
         }
         self.store.environments::<Id, EnvironmentRecord>().remove(&id)?;
         self.forget_environment(&id);
+        // Killed in between, the next start removes snapshots of what is no more.
+        let mut lowers = self.remove_snapshots(&id)?;
         self.remove_log(&id)?;
-        let paths = vec![casemate_store::upper(&record.upper)];
-        self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await?;
-        self.drop_layers(&record.layers).await?;
+        lowers.extend(record.stack());
+        if self.in_use().contains(&Lower::Upper(record.upper)) {
+            // Something still reads it.
+            lowers.push(Lower::Upper(record.upper));
+        } else {
+            let paths = vec![casemate_store::upper(&record.upper)];
+            self.workers.tree(None, &self.store, &TreeRequest::Remove { paths }).await?;
+        }
+        self.drop_lowers(&lowers).await?;
         Ok(vec![("environment".into(), id.to_string())])
     }
 }

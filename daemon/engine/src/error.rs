@@ -117,7 +117,7 @@ pub enum Error {
     #[error(
         "the record of {what} {name:?} cannot be read: {reason}. Restore the file from a backup and restart casemated, or give \
          the {what} up with `casemate {}`",
-        if *what == "release" { "release remove" } else { "destroy" }
+        match *what { "release" => "release remove", "snapshot" => "snapshots --remove", _ => "destroy" }
     )]
     Damaged { what: &'static str, name: String, reason: String },
     #[error("{what} {name:?} is busy with another job; wait for it (`casemate jobs`) or cancel it")]
@@ -126,6 +126,17 @@ pub enum Error {
     TooManyJobs { whose: &'static str, most: usize },
     #[error("casemated is stopping; ask again, and the bus starts it anew")]
     Stopping,
+    #[error(
+        "nothing is collected while it is not known what {what} names: {reason}; repair or remove that first, see `casemate doctor`"
+    )]
+    Uncollectable { what: String, reason: String },
+    #[error(
+        "{most} commits of {name:?} lie on each other and have not become one layer yet; stop it, and see `casemate jobs` for what \
+         keeps the job \"store\" from it"
+    )]
+    Deep { name: String, most: usize },
+    #[error("the message is {bytes} bytes long; {most} are the most")]
+    Message { bytes: usize, most: usize },
     #[error("cancelled")]
     Cancelled,
     #[error("{tool} is not installed, and {key} needs it: install the package {package}")]
@@ -226,7 +237,8 @@ impl Error {
                 ErrorKind::SocketDenied
             }
             Self::Refused(Refusal::NestingDenied) => ErrorKind::NestingDenied,
-            Self::Limit(_) => ErrorKind::InvalidArgument,
+            Self::Limit(_) | Self::Message { .. } => ErrorKind::InvalidArgument,
+            Self::Deep { .. } => ErrorKind::Unsupported,
             Self::NoGroup { .. } => ErrorKind::Unsupported,
             Self::Group { .. } => ErrorKind::SandboxFailed,
             Self::LimitUnenforceable { .. } => ErrorKind::ResourceLimitUnenforceable,
@@ -250,7 +262,7 @@ impl Error {
             Self::Store(Store::Name(_)) => ErrorKind::InvalidName,
             Self::Store(Store::Io { source, .. }) | Self::Io { source, .. } => of_io(source),
             Self::Store(_) | Self::Configuration { .. } => ErrorKind::Io,
-            Self::Damaged { .. } => ErrorKind::StoreDamaged,
+            Self::Damaged { .. } | Self::Uncollectable { .. } => ErrorKind::StoreDamaged,
             Self::TooManyJobs { .. } => ErrorKind::TooManyRequests,
             Self::Busy { .. } | Self::Stopping => ErrorKind::Busy,
             Self::Cancelled => ErrorKind::Cancelled,

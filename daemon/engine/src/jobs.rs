@@ -135,6 +135,19 @@ impl Jobs {
         })
     }
 
+    /// Those that somebody asked for: not the daemon's own.
+    pub fn asked_for(&self) -> usize {
+        let table = self.lock();
+        table.jobs.values().filter(|entry| entry.ended.is_none() && !entry.caller.is_daemon()).count()
+    }
+
+    /// Ask the daemon's own jobs to end.
+    pub fn cancel_own(&self) {
+        for entry in self.lock().jobs.values().filter(|entry| entry.caller.is_daemon()) {
+            entry.cancel.send_replace(true);
+        }
+    }
+
     /// Ask all jobs to end, and start no more.
     pub fn stop(&self) {
         let mut table = self.lock();
@@ -215,10 +228,12 @@ impl Jobs {
             return Err(Error::Stopping);
         }
         let running = || table.jobs.values().filter(|entry| entry.ended.is_none());
-        if running().filter(|entry| entry.caller == *caller).count() >= RUNNING_EACH {
+        // The daemon's own are few by themselves.
+        let bounded = !caller.is_daemon();
+        if bounded && running().filter(|entry| entry.caller == *caller).count() >= RUNNING_EACH {
             return Err(Error::TooManyJobs { whose: "of yours", most: RUNNING_EACH });
         }
-        if running().count() >= RUNNING_MAX {
+        if bounded && running().count() >= RUNNING_MAX {
             return Err(Error::TooManyJobs { whose: "of all callers", most: RUNNING_MAX });
         }
         if let Some(key) = table.held.iter().find(|key| key.starts_with(EVERYTHING)) {

@@ -6,9 +6,12 @@
 //!
 //! What a start finds is sorted out by [`recovery`].
 
+mod accounts;
+mod alterations;
 mod api;
 mod build;
 mod cgroups;
+mod comparing;
 mod configuration;
 mod control;
 mod delegated;
@@ -18,6 +21,8 @@ mod doctor;
 mod downloads;
 mod environments;
 mod error;
+mod flattening;
+mod garbage;
 mod jobs;
 mod layers;
 mod limits;
@@ -28,10 +33,14 @@ mod records;
 mod recovery;
 mod releases;
 mod sandboxes;
+mod sealing;
 mod services;
 mod sessions;
+mod snapshots;
 mod sockets;
 mod state;
+mod storing;
+mod verification;
 mod workers;
 
 use std::collections::{BTreeMap, HashMap};
@@ -40,7 +49,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use casemate_store::{Digest, Id, Name, ReleaseName, Store, StoreMode};
+use casemate_store::{Digest, Id, Name, ReleaseName, SnapshotName, Store, StoreMode};
 use casemate_worker::protocol::TreeRequest;
 use tokio::sync::broadcast;
 
@@ -51,7 +60,7 @@ pub use jobs::JOB_KEPT;
 
 use environments::Environment;
 use jobs::{Claim, Jobs};
-use records::{EnvironmentRecord, ReleaseRecord};
+use records::{EnvironmentRecord, Lower, ReleaseRecord, SnapshotRecord};
 
 /// Changes that a slow listener may fall behind by before it has to read everything anew.
 const CHANGES_KEPT: usize = 1_024;
@@ -82,11 +91,18 @@ pub(crate) struct Inner {
 struct Tables {
     releases: BTreeMap<ReleaseName, ReleaseRecord>,
     environments: BTreeMap<Id, Environment>,
+    snapshots: BTreeMap<SnapshotName, SnapshotRecord>,
     damage: recovery::Damage,
     gates: HashMap<Id, Arc<tokio::sync::Mutex<()>>>,
     idle_since: Option<Instant>,
-    /// Layers that jobs are at, each as often as there are such jobs.
-    pinned: Vec<Digest>,
+    /// What jobs are at, each as often as there are such jobs.
+    pinned: Vec<Lower>,
+    /// Sealed uppers that are layers by now, and still named or mounted.
+    stored: HashMap<Id, Digest>,
+    /// A job stores what is sealed.
+    is_storing: bool,
+    /// What was measured last.
+    usages: Usages,
 }
 
 impl Inner {
@@ -175,6 +191,24 @@ impl Inner {
         self.tell(Change::ReleaseRemoved(name.to_string()));
     }
 
+    pub(crate) fn put_snapshot(&self, name: SnapshotName, record: SnapshotRecord) {
+        let (environment, key) = (name.environment.to_string(), name.snapshot.to_string());
+        let known = self.tables().snapshots.insert(name, record).is_some();
+        self.tell(match known {
+            true => Change::SnapshotChanged(environment, key),
+            false => Change::SnapshotAdded(environment, key),
+        });
+    }
+
+    pub(crate) fn forget_snapshot(&self, name: &SnapshotName) -> Option<SnapshotRecord> {
+        let mut tables = self.tables();
+        let record = tables.snapshots.remove(name);
+        tables.damage.snapshots.remove(name);
+        drop(tables);
+        self.tell(Change::SnapshotRemoved(name.environment.to_string(), name.snapshot.to_string()));
+        record
+    }
+
     pub(crate) async fn drop_staging(&self, staging: &casemate_store::Staging) -> Result<(), Error> {
         let request = TreeRequest::Remove { paths: vec![staging.relative(None)] };
         self.workers.tree(None, &self.store, &request).await?;
@@ -240,6 +274,7 @@ impl Engine {
             sweeping: tokio::sync::RwLock::default(),
         });
         inner.recover().await?;
+        inner.store_sealed();
         Ok(Arc::new(Self { inner }))
     }
 
@@ -553,12 +588,14 @@ impl Engine {
 
     /// Everything: environments, releases, downloads.
     pub fn purge(&self, caller: &Caller) -> Result<JobId, Error> {
-        if self.inner.jobs.running() > 0 {
+        if self.inner.jobs.asked_for() > 0 {
             return Err(Error::Busy {
                 what: jobs::EVERYTHING,
                 name: self.inner.settings.store.display().to_string(),
             });
         }
+        // What would be stored is about to go.
+        self.inner.jobs.cancel_own();
         let inner = Arc::clone(&self.inner);
         let subject = self.inner.settings.store.display().to_string();
         let claims = vec![Claim { what: jobs::EVERYTHING, name: subject.clone() }];
@@ -609,13 +646,13 @@ impl Engine {
     }
 
     /// The same, and the step is a legal one: an illegal one is refused at once.
-    fn stepped(&self, id: &str, step: state::Step) -> Result<(Id, String), Error> {
+    pub(crate) fn stepped(&self, id: &str, step: state::Step) -> Result<(Id, String), Error> {
         let (id, name) = self.named(id)?;
         state::step(&name, self.inner.state_of(&id)?, step)?;
         Ok((id, name))
     }
 
-    fn named(&self, id: &str) -> Result<(Id, String), Error> {
+    pub(crate) fn named(&self, id: &str) -> Result<(Id, String), Error> {
         let id = parse_id(id)?;
         let name = self.inner.with_environment(&id, |environment| environment.record.name.clone())?;
         Ok((id, name))
@@ -625,6 +662,7 @@ impl Engine {
 impl Inner {
     async fn purge(self: Arc<Self>, job: jobs::Job) -> Result<Vec<(String, String)>, Error> {
         job.stage("stopping environments");
+        let _alone = self.sweeping.write().await;
         let ids: Vec<Id> = self.tables().environments.keys().copied().collect();
         for id in ids {
             let gate = self.gate(&id);
@@ -642,6 +680,11 @@ impl Inner {
         for id in damaged {
             self.give_up_environment(&id).await?;
         }
+        let snapshots = self.store.snapshots::<SnapshotName, SnapshotRecord>();
+        for name in snapshots.list()?.names {
+            snapshots.remove(&name)?;
+            self.forget_snapshot(&name);
+        }
         let records = self.store.releases::<ReleaseName, ReleaseRecord>();
         for name in records.list()?.names {
             records.remove(&name)?;
@@ -653,6 +696,7 @@ impl Inner {
         // By their first byte, as they are laid out: `objects` itself is the store's.
         paths.extend((0..=u8::MAX).map(|first| format!("objects/{first:02x}")));
         self.workers.tree(Some(&job), &self.store, &TreeRequest::Remove { paths }).await?;
+        self.tables().stored.clear();
         let downloads = Arc::clone(&self.downloads);
         releases::blocking(move || downloads.remove_all()).await?;
         Ok(vec![])
@@ -663,6 +707,6 @@ fn release_claim(name: &ReleaseName) -> Claim {
     Claim { what: "release", name: name.to_string() }
 }
 
-fn environment_claim(name: &str) -> Claim {
+pub(crate) fn environment_claim(name: &str) -> Claim {
     Claim { what: "environment", name: name.to_owned() }
 }

@@ -1,21 +1,22 @@
 //! Recovery at start: everything in `staging/` goes, sandboxes that answer are adopted, the sockets of those that don't
-//! are removed, and uppers and layers that no record names go.
+//! are removed, snapshots of environments that are no more go, and so do uppers and layers that no record names. What was
+//! sealed and is no layer yet is stored once the start is through ([`crate::storing`]).
 //!
 //! A record that cannot be read is damage, and costs no more than what it is about: it is told (log, `doctor`, `list`),
 //! the rest works, and what it may have named is not known. So while there is damage, no layer and no upper is removed,
 //! and a sandbox of an environment whose record is damaged runs on. Removing the damaged record (`destroy`, `release
-//! remove`) ends that state; the next start then sweeps.
+//! remove`, `snapshots --remove`) ends that state; the next start then sweeps.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use casemate_store::{Id, Key, RecordList, ReleaseName};
+use casemate_store::{Id, Key, RecordList, ReleaseName, SnapshotName};
 use casemate_worker::protocol::TreeRequest;
 
 use crate::environments::Environment;
 use crate::error::Error;
-use crate::records::{EnvironmentRecord, ReleaseRecord};
+use crate::records::{EnvironmentRecord, Lower, ReleaseRecord, SnapshotRecord};
 use crate::{Inner, sandboxes};
 
 /// Records that could not be read, each with the reason.
@@ -23,13 +24,17 @@ use crate::{Inner, sandboxes};
 pub(crate) struct Damage {
     pub environments: BTreeMap<Id, String>,
     pub releases: BTreeMap<ReleaseName, String>,
+    pub snapshots: BTreeMap<SnapshotName, String>,
     /// Files among the records whose names are no records'.
     pub foreign: Vec<String>,
 }
 
 impl Damage {
     pub fn is_empty(&self) -> bool {
-        self.environments.is_empty() && self.releases.is_empty() && self.foreign.is_empty()
+        self.environments.is_empty()
+            && self.releases.is_empty()
+            && self.snapshots.is_empty()
+            && self.foreign.is_empty()
     }
 
     /// One line each: what, and why.
@@ -37,8 +42,10 @@ impl Damage {
         let environments =
             self.environments.iter().map(|(id, reason)| (format!("environment {id}"), reason.clone()));
         let releases = self.releases.iter().map(|(name, reason)| (format!("release {name}"), reason.clone()));
+        let snapshots =
+            self.snapshots.iter().map(|(name, reason)| (format!("snapshot {name}"), reason.clone()));
         let foreign = self.foreign.iter().map(|name| (name.clone(), "no record has such a name".to_owned()));
-        environments.chain(releases).chain(foreign).collect()
+        environments.chain(releases).chain(snapshots).chain(foreign).collect()
     }
 }
 
@@ -57,6 +64,9 @@ impl Inner {
         }
         let mut paths = self.store.leftovers()?.names;
         if self.tables().damage.is_empty() {
+            for id in self.without_environment() {
+                self.remove_snapshots(&id)?;
+            }
             paths.extend(self.unreferenced()?);
         }
         if !paths.is_empty() {
@@ -69,10 +79,13 @@ impl Inner {
     fn read_records(&self) -> Result<(), Error> {
         let releases = self.store.releases::<ReleaseName, ReleaseRecord>();
         let environments = self.store.environments::<Id, EnvironmentRecord>();
+        let snapshots = self.store.snapshots::<SnapshotName, SnapshotRecord>();
         let (of_releases, of_environments) = (releases.list()?, environments.list()?);
+        let of_snapshots = snapshots.list()?;
         let mut tables = self.tables();
         tables.damage.foreign.extend(foreign("releases", &of_releases));
         tables.damage.foreign.extend(foreign("environments", &of_environments));
+        tables.damage.foreign.extend(foreign("snapshots", &of_snapshots));
         for name in of_releases.names {
             match releases.load(&name) {
                 Ok(record) if record.is_there() => {
@@ -94,21 +107,38 @@ impl Inner {
                 }
             }
         }
+        for name in of_snapshots.names {
+            match snapshots.load(&name) {
+                Ok(record) => {
+                    tables.snapshots.insert(name, record);
+                }
+                Err(error) => {
+                    tables.damage.snapshots.insert(name, error.to_string());
+                }
+            }
+        }
         for (what, reason) in tables.damage.reports() {
             tracing::error!(what, reason, "damaged; nothing is swept until it is repaired or removed");
         }
         Ok(())
     }
 
+    /// Environments that have snapshots and are no more: `destroy` was killed between the two.
+    fn without_environment(&self) -> Vec<Id> {
+        let tables = self.tables();
+        let mut ids: Vec<Id> = tables.snapshots.keys().map(|name| name.environment).collect();
+        ids.dedup();
+        ids.retain(|id| !tables.environments.contains_key(id));
+        ids
+    }
+
     /// Layers and uppers that no record names.
-    fn unreferenced(&self) -> Result<Vec<String>, Error> {
-        let layers = self.layers_in_use();
-        let uppers: HashSet<Id> =
-            self.tables().environments.values().map(|environment| environment.record.upper).collect();
-        let (of_layers, of_uppers) = (self.store.layers()?.names, self.store.uppers()?.names);
-        let of_layers = of_layers.iter().filter(|layer| !layers.contains(layer)).map(casemate_store::layer);
-        let of_uppers = of_uppers.iter().filter(|upper| !uppers.contains(upper)).map(casemate_store::upper);
-        Ok(of_layers.chain(of_uppers).collect())
+    pub(crate) fn unreferenced(&self) -> Result<Vec<String>, Error> {
+        let used = self.in_use();
+        let layers = self.store.layers()?.names.into_iter().map(Lower::Layer);
+        let uppers = self.store.uppers()?.names.into_iter().map(Lower::Upper);
+        let unused = layers.chain(uppers).filter(|lower| !used.contains(lower));
+        Ok(unused.map(|lower| lower.to_string()).collect())
     }
 
     /// Adopt what runs; clear away what no longer does, and end throwaway sandboxes whose job is lost.
@@ -125,6 +155,7 @@ impl Inner {
                 sandboxes::clear(&directory)?;
                 continue;
             }
+            sandboxes::thaw_after_copy(&directory, name).await?;
             let id = name.parse::<Id>().ok();
             if id.is_some_and(|id| self.tables().damage.environments.contains_key(&id)) {
                 tracing::warn!(environment = name, "its record is damaged; if it runs, it runs on");
@@ -179,6 +210,7 @@ impl Inner {
         self.store.environments::<Id, EnvironmentRecord>().remove(id)?;
         self.tables().damage.environments.remove(id);
         self.forget_environment(id);
+        self.remove_snapshots(id)?;
         self.remove_log(id)
     }
 }

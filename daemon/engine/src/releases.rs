@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::jobs::{Job, now};
 use crate::layers::Pins;
 use crate::packages;
-use crate::records::{ReleasePackage, ReleaseRecord};
+use crate::records::{Lower, ReleasePackage, ReleaseRecord};
 use crate::sandboxes::Throwaway;
 use crate::{Inner, mounts};
 
@@ -375,7 +375,7 @@ impl Inner {
         ];
         self.put_release(reference.clone(), record);
         if let Some(old) = replaced {
-            self.drop_layers(&old.layers).await?;
+            self.drop_lowers(&Lower::layers(&old.layers)).await?;
         }
         Ok(result)
     }
@@ -404,7 +404,7 @@ impl Inner {
             records.commit(&reference, &record)?;
         }
         self.forget_release(&reference);
-        self.drop_layers(&layers).await?;
+        self.drop_lowers(&Lower::layers(&layers)).await?;
         Ok(vec![("release".into(), reference.to_string())])
     }
 

@@ -77,6 +77,8 @@ impl Remembered {
 }
 
 const STATE_FILE: &str = "state.toml";
+/// Is there while an environment is frozen for a copy of its upper, and not because somebody asked for that.
+const COPY_FILE: &str = "copying";
 /// Holds the path of the store that a sandbox belongs to: another store's daemon leaves it alone.
 const STORE_FILE: &str = "store";
 
@@ -123,6 +125,38 @@ fn remember(directory: &Path, is: Identity, user_namespaces: [u64; 2]) -> Result
     let beside = directory.join("state.new");
     std::fs::write(&beside, text).map_err(Error::io("write", &beside))?;
     std::fs::rename(&beside, &recorded).map_err(Error::io("write", &recorded))
+}
+
+/// From now on it is frozen for a copy.
+pub fn mark_copy(directory: &Path) -> Result<(), Error> {
+    let path = directory.join(COPY_FILE);
+    std::fs::write(&path, "").map_err(Error::io("write", &path))
+}
+
+/// It no longer is.
+pub fn unmark_copy(directory: &Path) -> Result<(), Error> {
+    let path = directory.join(COPY_FILE);
+    match std::fs::remove_file(&path) {
+        // It ended meanwhile, and its directory is cleared away.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::io("remove", &path)),
+    }
+}
+
+/// Thaw an environment that the last daemon froze for a copy and did not live to thaw.
+pub async fn thaw_after_copy(directory: &Path, id: &str) -> Result<(), Error> {
+    if !directory.join(COPY_FILE).exists() {
+        return Ok(());
+    }
+    let remembered = Remembered::read(&directory.join(STATE_FILE), id)?;
+    let init = remembered.and_then(|was| Pid::from_raw(was.pid));
+    // Where the pid is another process's by now, there is no group of this environment's.
+    if let Some(group) = init.and_then(|init| group(init, id)).filter(Group::is_frozen) {
+        tracing::info!(environment = id, "it was frozen to be copied, and goes on");
+        let failed = |source| Error::Group { name: id.to_owned(), source };
+        group.freeze(false).await.map_err(failed)?;
+    }
+    unmark_copy(directory)
 }
 
 impl Sandbox {

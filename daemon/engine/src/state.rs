@@ -19,6 +19,14 @@ pub enum Step {
     Restart,
     Stop,
     Destroy,
+    Commit,
+    Restore,
+    Clone,
+    Rename,
+    Freeze,
+    Thaw,
+    Archive,
+    Unarchive,
 }
 
 impl Step {
@@ -33,6 +41,14 @@ impl Step {
             Self::Restart => "be restarted",
             Self::Stop => "be stopped",
             Self::Destroy => "be destroyed",
+            Self::Commit => "be committed",
+            Self::Restore => "be restored",
+            Self::Clone => "be cloned",
+            Self::Rename => "be renamed",
+            Self::Freeze => "be frozen",
+            Self::Thaw => "be thawed",
+            Self::Archive => "be archived",
+            Self::Unarchive => "be unarchived",
         }
     }
 }
@@ -41,12 +57,15 @@ impl Step {
 ///
 /// ```text
 /// defined ── build ──▶ built ── start, enter, restart ──▶ running ── pause ──▶ paused
-///                       ▲ └─ build                         │  ▲ └─ signal        │ │
+///                       ▲ └─ build, restore                │  ▲ └─ signal        │ │
 ///                       │◀───────────── stop ──────────────┘  └──── unpause ─────┘ │
-///                       └─────────────── stop ─────────────────────────────────────┘
+///                       │◀────────────── stop ─────────────────────────────────────┘
+///                       └── thaw ── ◀── freeze ── frozen ── archive ──▶ archived
+///                                                    ◀──── unarchive ──────┘
 /// ```
 ///
-/// `frozen` and `archived` are entered by steps that are not built yet; a record that holds them is kept.
+/// What changes no state is allowed as follows: a commit wherever files can be or could have been changed, a clone of all
+/// that was built, a new name to all that does not run. Frozen and archived ones are not destroyed: that is what they are for.
 const STEPS: &[(State, Step, State)] = &[
     (State::Defined, Step::Build, State::Built),
     (State::Built, Step::Build, State::Built),
@@ -64,6 +83,23 @@ const STEPS: &[(State, Step, State)] = &[
     (State::Built, Step::Stop, State::Built),
     (State::Defined, Step::Destroy, State::Defined),
     (State::Built, Step::Destroy, State::Defined),
+    (State::Built, Step::Commit, State::Built),
+    (State::Running, Step::Commit, State::Running),
+    (State::Paused, Step::Commit, State::Paused),
+    (State::Frozen, Step::Commit, State::Frozen),
+    (State::Built, Step::Restore, State::Built),
+    (State::Built, Step::Clone, State::Built),
+    (State::Running, Step::Clone, State::Running),
+    (State::Paused, Step::Clone, State::Paused),
+    (State::Frozen, Step::Clone, State::Frozen),
+    (State::Archived, Step::Clone, State::Archived),
+    (State::Built, Step::Rename, State::Built),
+    (State::Frozen, Step::Rename, State::Frozen),
+    (State::Archived, Step::Rename, State::Archived),
+    (State::Built, Step::Freeze, State::Frozen),
+    (State::Frozen, Step::Thaw, State::Built),
+    (State::Frozen, Step::Archive, State::Archived),
+    (State::Archived, Step::Unarchive, State::Frozen),
 ];
 
 pub fn step(name: &str, from: State, step: Step) -> Result<State, Error> {
@@ -74,11 +110,13 @@ pub fn step(name: &str, from: State, step: Step) -> Result<State, Error> {
                 State::Running => "stop it first (`casemate stop`)",
                 State::Defined => "build it first (`casemate build`)",
                 State::Paused => "unpause it first (`casemate unpause`)",
-                State::Frozen => "thaw it first",
-                State::Archived => "unarchive it first",
+                State::Frozen if step == Step::Unarchive => "it is not archived",
+                State::Frozen => "thaw it first (`casemate thaw`)",
+                State::Archived => "unarchive it first (`casemate unarchive`)",
                 State::Built if matches!(step, Step::Pause | Step::Unpause | Step::Signal) => {
                     "start it first (`casemate start`)"
                 }
+                State::Built if step == Step::Archive => "freeze it first (`casemate freeze`)",
                 State::Built => "see `casemate show`",
                 State::Damaged => "see `casemate doctor`",
             };
@@ -122,6 +160,24 @@ mod tests {
         }
         assert_eq!(step("demo", State::Paused, Step::Unpause).expect("legal"), State::Running);
         assert_eq!(step("demo", State::Paused, Step::Stop).expect("legal"), State::Built);
+    }
+
+    #[test]
+    fn frozen_and_archived_ones_are_left_as_they_are() {
+        let changes = [Step::Build, Step::Start, Step::Enter, Step::Restart, Step::Restore, Step::Destroy];
+        for (state, remedy) in [(State::Frozen, "casemate thaw"), (State::Archived, "casemate unarchive")] {
+            for with in changes {
+                let error = step("demo", state, with).expect_err("illegal").to_string();
+                assert!(error.contains(&state.to_string()) && error.contains(remedy), "{error}");
+            }
+            assert_eq!(step("demo", state, Step::Clone).expect("legal"), state);
+        }
+        assert_eq!(step("demo", State::Built, Step::Freeze).expect("legal"), State::Frozen);
+        assert_eq!(step("demo", State::Frozen, Step::Archive).expect("legal"), State::Archived);
+        assert_eq!(step("demo", State::Archived, Step::Unarchive).expect("legal"), State::Frozen);
+        assert_eq!(step("demo", State::Frozen, Step::Thaw).expect("legal"), State::Built);
+        let error = step("demo", State::Built, Step::Archive).expect_err("illegal").to_string();
+        assert!(error.contains("casemate freeze"), "{error}");
     }
 
     #[test]

@@ -58,6 +58,12 @@ impl From<WorkerError> for Error {
     }
 }
 
+/// For a worker that has a descriptor to write to, and nothing to write.
+fn writable_null() -> Result<OwnedFd, Error> {
+    let null = std::fs::File::options().write(true).open("/dev/null");
+    null.map(OwnedFd::from).map_err(Error::io("open", "/dev/null"))
+}
+
 impl Workers {
     pub fn new(settings: &Settings) -> Result<Self, Error> {
         let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
@@ -130,11 +136,7 @@ impl Workers {
     ) -> Result<R, Error> {
         if descriptors.len() == 1 {
             // Its profile has two; for an InRelease there is nothing to write.
-            let null = std::fs::File::options()
-                .write(true)
-                .open("/dev/null")
-                .map_err(Error::io("open", "/dev/null"))?;
-            descriptors.push(null.into());
+            descriptors.push(writable_null()?);
         }
         self.run(Worker::Index, Some(job), request, descriptors, PARSE).await
     }
@@ -154,12 +156,24 @@ impl Workers {
         store: &Store,
         request: &TreeRequest,
     ) -> Result<TreeResult, Error> {
+        let out = writable_null()?;
+        self.tree_to(job, store, request, out).await
+    }
+
+    /// The same where the answer is too long for one; it goes to `out`.
+    pub async fn tree_to(
+        &self,
+        job: Option<&Job>,
+        store: &Store,
+        request: &TreeRequest,
+        out: OwnedFd,
+    ) -> Result<TreeResult, Error> {
         use rustix::fs::{Mode, OFlags};
         // A descriptor of its own: the store's may be a path only.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory =
             rustix::fs::open(store.root(), flags, Mode::empty()).map_err(Error::sys("open", store.root()))?;
-        self.run(Worker::Tree, job, request, vec![directory], WORK).await
+        self.run(Worker::Tree, job, request, vec![directory, out], WORK).await
     }
 
     pub async fn start_init(

@@ -113,6 +113,8 @@ pub(crate) fn file_system(
 
 fn overlay(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd) -> Result<OwnedFd, InitError> {
     let path = |descriptor: &OwnedFd| format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    // Relative to that directory: a string of fsconfig's has 255 bytes at most, and this is all lowers in one.
+    let short = |descriptor: &OwnedFd| descriptor.as_raw_fd().to_string();
     let make = |one_by_one: bool| {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let context = context.as_fd();
@@ -121,7 +123,7 @@ fn overlay(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd) -> Result<OwnedF
                 fsconfig_set_string(context, "lowerdir+", path(lower))?;
             }
         } else {
-            fsconfig_set_string(context, "lowerdir", lowers.iter().map(path).collect::<Vec<_>>().join(":"))?;
+            fsconfig_set_string(context, "lowerdir", lowers.iter().map(short).collect::<Vec<_>>().join(":"))?;
         }
         fsconfig_set_string(context, "upperdir", path(upper))?;
         fsconfig_set_string(context, "workdir", path(work))?;
@@ -129,8 +131,15 @@ fn overlay(lowers: &[OwnedFd], upper: &OwnedFd, work: &OwnedFd) -> Result<OwnedF
         fsconfig_create(context)?;
         fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
     };
+    let all_at_once = || {
+        let here = open_path(CWD, ".", OFlags::DIRECTORY, ResolveFlags::empty())?;
+        rustix::process::chdir("/proc/self/fd")?;
+        let made = make(false);
+        rustix::process::fchdir(here)?;
+        made
+    };
     // `lowerdir+` came with Linux 6.7.
-    step("mount the overlay", make(true).or_else(|_| make(false)))
+    step("mount the overlay", make(true).or_else(|_| all_at_once()))
 }
 
 /// The root under construction.

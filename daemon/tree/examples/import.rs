@@ -31,7 +31,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let staging = store.staging(&job)?;
     let tree: Name = "tree".parse()?;
     let path = staging.relative(Some(&tree));
-    let directory = || -> std::io::Result<Vec<OwnedFd>> { Ok(vec![store.directory().try_clone_to_owned()?]) };
+    let directory = || -> std::io::Result<Vec<OwnedFd>> {
+        let null = File::options().write(true).open("/dev/null")?;
+        Ok(vec![store.directory().try_clone_to_owned()?, null.into()])
+    };
     let prepare = TreeRequest::Prepare { path: path.clone(), children: Vec::new() };
     let _: TreeResult =
         spawner.run(Worker::Tree, &prepare, directory()?, limits, &mut |_| (), cancel.clone()).await?;

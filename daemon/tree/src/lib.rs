@@ -1,17 +1,25 @@
 //! `casemate-tree`: prepares, ingests, verifies and removes the trees of the store, in the outer namespace, where it may
-//! reach files of every id. It parses nothing foreign. Its one capability is the store's directory.
+//! reach files of every id. It parses nothing foreign. Its capabilities are the store's directory and a descriptor for what is too long for an answer.
 
 pub mod attributes;
 mod copy;
+mod diff;
 mod error;
 pub mod file;
+mod find;
+mod flatten;
 mod ingest;
 mod mirror;
 mod path;
 mod pool;
 mod remove;
+mod sweep;
+mod tally;
 mod verify;
+mod view;
 pub mod walk;
+
+use std::io::Write;
 
 use casemate_store::Digest;
 use casemate_worker::protocol::{Failure, NewUpper, TreeRequest, TreeResult};
@@ -21,10 +29,11 @@ use rustix::fs::Mode;
 pub use error::{Error, Result};
 use path::StorePath;
 
-/// Do what is asked for. `progress` gets bytes and items done.
+/// Do what is asked for. `progress` gets bytes and items done, `out` what is too long for an answer.
 pub fn work(
     store: &OwnedFd,
     request: &TreeRequest,
+    out: &mut dyn Write,
     progress: &mut dyn FnMut(u64, u64),
 ) -> std::result::Result<TreeResult, Failure> {
     // Modes are given exactly.
@@ -38,6 +47,13 @@ pub fn work(
         TreeRequest::Ingest { path } => {
             StorePath::parse(path).and_then(|path| ingest::ingest(store, &path, progress))
         }
+        TreeRequest::Flatten { stack, to } => {
+            StorePath::parse(to).and_then(|to| flatten::flatten(store, stack, &to, progress))
+        }
+        TreeRequest::Diff { old, new, patch } => diff::diff(store, [old, new], *patch, out, progress),
+        TreeRequest::Sweep { trees, dry } => sweep::sweep(store, trees, *dry, progress),
+        TreeRequest::Tally => tally::tally(store, out, progress),
+        TreeRequest::Find { content } => find::find(store, content, out, progress),
         TreeRequest::Remove { paths } => remove(store, paths, progress),
         TreeRequest::Verify { layer } => layer
             .parse::<Digest>()

@@ -1,5 +1,6 @@
 //! The worker `casemate-tree`: see the library's head.
 
+use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -11,9 +12,12 @@ fn main() -> ExitCode {
         &TREE,
         || Ok(()),
         |(), request: TreeRequest, events| {
-            // SAFETY: the daemon opened this descriptor for us, `run` kept it, and nobody else in here owns it.
-            let store = unsafe { OwnedFd::from_raw_fd(FD_FIRST) };
-            casemate_tree::work(&store, &request, &mut |bytes, items| events.progress(bytes, 0, items, 0))
+            // SAFETY: the daemon opened these descriptors for us, `run` kept them, and nobody else in here owns them.
+            let (store, mut out) =
+                unsafe { (OwnedFd::from_raw_fd(FD_FIRST), File::from_raw_fd(FD_FIRST + 1)) };
+            casemate_tree::work(&store, &request, &mut out, &mut |bytes, items| {
+                events.progress(bytes, 0, items, 0)
+            })
         },
     )
 }

@@ -49,7 +49,8 @@ impl Fixture {
     }
 
     fn directory(&self) -> Vec<OwnedFd> {
-        vec![self.store.directory().try_clone_to_owned().unwrap()]
+        let null = File::options().write(true).open("/dev/null").unwrap();
+        vec![self.store.directory().try_clone_to_owned().unwrap(), null.into()]
     }
 
     async fn tree(&self, request: TreeRequest) -> Result<TreeResult, WorkerError> {

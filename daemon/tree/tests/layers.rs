@@ -38,7 +38,7 @@ impl Fixture {
 
     fn work(&self, request: &TreeRequest) -> Result<TreeResult, Failure> {
         let fd: OwnedFd = self.store.directory().try_clone_to_owned().unwrap();
-        casemate_tree::work(&fd, request, &mut |_, _| ())
+        casemate_tree::work(&fd, request, &mut std::io::sink(), &mut |_, _| ())
     }
 
     fn path(&self, relative: &str) -> PathBuf {
@@ -296,6 +296,182 @@ fn a_fresh_upper_has_the_root_of_what_is_below_it() {
         let make = vec![NewUpper { path: path.to_owned(), like: like.to_owned() }];
         assert!(fixture.work(&TreeRequest::Uppers { make }).is_err(), "{path} {like}");
     }
+}
+
+#[test]
+fn differences_between_stacks() {
+    use rustix::fs::{CWD, FileType};
+    let fixture = Fixture::new();
+    let file = |tree: &Path, name: &str, content: &str| {
+        std::fs::write(tree.join(name), content).unwrap();
+        touch(&tree.join(name), 1);
+    };
+    let (base, _) = fixture.ingest(&fixture.staged("base", |tree| {
+        for directory in ["same", "gone", "gone/deep", "replaced", "mode"] {
+            std::fs::create_dir(tree.join(directory)).unwrap();
+        }
+        for name in
+            ["same/a", "gone/deep/b", "replaced/old", "replaced/kept", "touched", "changed", "becomes"]
+        {
+            file(tree, name, "one\ntwo\n");
+        }
+        file(tree, "binary", "a\0b");
+        symlink("here", tree.join("link")).unwrap();
+    }));
+    let upper = "uppers/00112233445566778899aabbccddeeff";
+    let children = vec!["upper".to_owned(), "work".to_owned()];
+    fixture.work(&TreeRequest::Prepare { path: upper.to_owned(), children }).unwrap();
+    let tree = fixture.path(upper).join("upper");
+    let whiteout = |name: &str| {
+        rustix::fs::mknodat(CWD, tree.join(name), FileType::CharacterDevice, 0.into(), 0).unwrap();
+    };
+    for name in ["gone", "link", "never-was"] {
+        whiteout(name);
+    }
+    for directory in ["replaced", "mode", "becomes", "new"] {
+        std::fs::create_dir(tree.join(directory)).unwrap();
+    }
+    std::fs::set_permissions(&tree, Permissions::from_mode(0o777)).unwrap();
+    set_xattr(&tree.join("replaced"), "user.overlay.opaque", b"y");
+    std::fs::set_permissions(tree.join("mode"), Permissions::from_mode(0o700)).unwrap();
+    file(&tree, "replaced/kept", "one\ntwo\n");
+    file(&tree, "touched", "one\ntwo\n");
+    touch(&tree.join("touched"), 7);
+    file(&tree, "changed", "one\nthree\n");
+    file(&tree, "binary", "a\0c");
+    file(&tree, "new/odd name", "new");
+    set_xattr(&tree.join("new"), "user.note", b"x");
+
+    let (old, new) = (vec![format!("layers/{base}/tree")], format!("{upper}/upper"));
+    let diff = |from: &[String], to: &[String], patch: bool| {
+        let request = TreeRequest::Diff { old: from.to_vec(), new: to.to_vec(), patch };
+        let fd: OwnedFd = fixture.store.directory().try_clone_to_owned().unwrap();
+        let mut out = Vec::new();
+        let result = casemate_tree::work(&fd, &request, &mut out, &mut |_, _| ()).unwrap();
+        let TreeResult::Compared { differences } = result else { panic!() };
+        (String::from_utf8(out).unwrap(), differences)
+    };
+    let both = [vec![new], old.clone()].concat();
+    let (told, differences) = diff(&old, &both, false);
+    let expected = [
+        "type f d becomes",
+        "modified f f binary",
+        "modified f f changed",
+        "deleted d - gone",
+        "deleted d - gone/deep",
+        "deleted f - gone/deep/b",
+        "deleted l - link",
+        "mode d d mode",
+        "added - d new",
+        "added - f new/odd\\x20name",
+        "deleted f - replaced/old",
+    ];
+    // Modes and owners depend on who runs the test.
+    let kinds = |line: &str| {
+        let mut words: Vec<&str> = line.split(' ').collect();
+        for word in &mut words[1..3] {
+            *word = word.split(':').next().unwrap();
+        }
+        words.join(" ")
+    };
+    assert_eq!(told.lines().map(kinds).collect::<Vec<_>>(), expected);
+    assert!(told.lines().any(|line| line.starts_with("mode d:0777:") && line.contains(" d:0700:")), "{told}");
+    assert_eq!(differences, expected.len() as u64);
+    assert_eq!(diff(&both, &both, false), (String::new(), 0));
+    let (back, _) = diff(&both, &old, false);
+    assert!(back.contains("added - f") && back.contains("gone/deep/b"), "{back}");
+
+    let (patch, _) = diff(&old, &both, true);
+    for part in [
+        "diff --git a/changed b/changed\n--- a/changed\n+++ b/changed\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n",
+        "diff --git a/binary b/binary\nBinary files a/binary and b/binary differ\n",
+        "deleted file mode 120000\n--- a/link\n+++ /dev/null\n@@ -1 +0,0 @@\n-here\n\\ No newline at end of file\n",
+        "new file mode 100644\n--- /dev/null\n+++ b/new/odd name\n@@ -0,0 +1 @@\n+new\n\\ No newline at end of file\n",
+    ] {
+        assert!(patch.contains(part), "{part} is not in {patch}");
+    }
+    assert!(!patch.contains("touched") && !patch.contains("kept"), "{patch}");
+}
+
+/// A stack and what it was flattened to, on top of the same base, look the same: [`differences_between_stacks`] holds what
+/// looks into them to what overlayfs does.
+#[test]
+fn a_flat_stack_is_the_same() {
+    use rustix::fs::{CWD, FileType};
+    let fixture = Fixture::new();
+    let file = |tree: &Path, name: &str, content: &str| {
+        std::fs::write(tree.join(name), content).unwrap();
+        touch(&tree.join(name), 1);
+    };
+    let whiteout = |tree: &Path, name: &str| {
+        rustix::fs::mknodat(CWD, tree.join(name), FileType::CharacterDevice, 0.into(), 0).unwrap();
+    };
+    let directory = |tree: &Path, name: &str| std::fs::create_dir(tree.join(name)).unwrap();
+    let mut layers = Vec::new();
+    let mut layer = |job: &str, make: &dyn Fn(&Path)| {
+        layers
+            .insert(0, format!("layers/{}/tree", fixture.ingest(&fixture.staged(job, |tree| make(tree))).0));
+    };
+    layer("base", &|tree| {
+        for name in ["a", "b", "c", "d", "e"] {
+            directory(tree, name);
+            file(tree, &format!("{name}/base"), name);
+        }
+        file(tree, "file", "base");
+        file(tree, "gone", "base");
+    });
+    layer("one", &|tree| {
+        whiteout(tree, "a");
+        whiteout(tree, "gone");
+        file(tree, "b", "a file now");
+        directory(tree, "c");
+        set_xattr(&tree.join("c"), "user.overlay.opaque", b"y");
+        file(tree, "c/one", "one");
+        directory(tree, "e");
+        whiteout(tree, "e/base");
+        file(tree, "e/one", "one");
+    });
+    layer("two", &|tree| {
+        for name in ["a", "b", "c", "d", "e"] {
+            directory(tree, name);
+            file(tree, &format!("{name}/two"), name);
+        }
+        std::fs::set_permissions(tree.join("d"), Permissions::from_mode(0o711)).unwrap();
+        set_xattr(&tree.join("d"), "user.note", b"two");
+        file(tree, "file", "two");
+        file(tree, "again", "two");
+        std::fs::hard_link(tree.join("again"), tree.join("e/again")).unwrap();
+    });
+    layer("three", &|tree| {
+        directory(tree, "e");
+        whiteout(tree, "e/one");
+        whiteout(tree, "again");
+    });
+    let staging = fixture.store.staging(&"flat".parse().unwrap()).unwrap();
+    let to = staging.relative(Some(&"tree".parse().unwrap()));
+    let request = TreeRequest::Flatten { stack: layers[..3].to_vec(), to: to.clone() };
+    assert!(matches!(fixture.work(&request).unwrap(), TreeResult::Flattened { entries: 16.. }));
+    let (flat, new) = fixture.ingest(&to);
+    assert_eq!(new, 0, "links to what was there");
+    let entries = fixture.listing(&flat);
+    for (path, opaque) in [(&b"a"[..], true), (b"b", true), (b"c", true), (b"d", false), (b"e", false)] {
+        assert!(
+            matches!(node(&entries, path), Node::Directory { opaque: found, .. } if *found == opaque),
+            "{}: {:?}",
+            path.escape_ascii(),
+            node(&entries, path)
+        );
+    }
+    for path in [&b"gone"[..], b"again", b"e/base", b"e/one"] {
+        assert_eq!(*node(&entries, path), Node::Whiteout, "{}", path.escape_ascii());
+    }
+    let fd: OwnedFd = fixture.store.directory().try_clone_to_owned().unwrap();
+    let new = vec![format!("layers/{flat}/tree"), layers[3].clone()];
+    let mut out = Vec::new();
+    let request = TreeRequest::Diff { old: layers.clone(), new, patch: false };
+    casemate_tree::work(&fd, &request, &mut out, &mut |_, _| ()).unwrap();
+    assert_eq!(String::from_utf8(out).unwrap(), "");
+    assert_eq!(fixture.verify(&flat), [""; 0]);
 }
 
 #[test]

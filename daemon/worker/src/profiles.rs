@@ -187,7 +187,7 @@ pub const TREE: Profile = Profile {
     ids: Ids::Outer,
     root: RootDirectory::Descriptor { hide: &["releases", "environments", "snapshots"] },
     network: false,
-    descriptors: 1,
+    descriptors: 2,
     capabilities: FILE_CAPABILITIES,
     memory: 4 << 30,
     file_size: u64::MAX,

@@ -284,7 +284,8 @@ pub struct UnpackResult {
     pub bytes: u64,
 }
 
-/// `casemate-tree`. Descriptors: [`FD_FIRST`] the store's directory. Paths are relative to it, have no `..`, and begin
+/// `casemate-tree`. Descriptors: [`FD_FIRST`] the store's directory; the next one is written to where a request says so, and
+/// else may lead nowhere. Paths are relative to it, have no `..`, and begin
 /// with `staging/`, `layers/` or `uppers/`; the records' directories are out of the worker's sight.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "tree", rename_all = "kebab-case", deny_unknown_fields)]
@@ -300,6 +301,18 @@ pub enum TreeRequest {
     /// Turn the tree at `path` into a layer: hash, link into `objects/`, write the listing, sync, rename to
     /// `layers/<digest>`. An upper's overlay marks are kept or dropped as DESIGN.md says.
     Ingest { path: String },
+    /// Make one tree at `to`, in staging, of a stack of layers' trees, topmost first: with links to the same inodes, and marks
+    /// such that it does to what is below it what the stack does.
+    Flatten { stack: Vec<String>, to: String },
+    /// Say how the stack `new` differs from `old`, each trees' paths, topmost first: lines on the second descriptor, or, with
+    /// `patch`, a unified diff of what files hold. Either may be written to meanwhile.
+    Diff { old: Vec<String>, new: Vec<String>, patch: bool },
+    /// Remove these trees, and all objects that are linked from nowhere then; with `dry`, only tell. Nobody may store meanwhile.
+    Sweep { trees: Vec<String>, dry: bool },
+    /// Measure what everything takes: lines on the second descriptor.
+    Tally,
+    /// Say which layers have a file of this content: a line for each, its path in the store, on the second descriptor.
+    Find { content: String },
     /// Remove each of these trees, whole. One that is not there is no error. Objects that only these trees used stay:
     /// that is `gc`'s, and `purge`'s, which may name `objects/ab` and what is in there as well.
     Remove { paths: Vec<String> },
@@ -334,6 +347,24 @@ pub enum TreeResult {
         bytes: u64,
         new_objects: u64,
         new_bytes: u64,
+    },
+    Flattened {
+        entries: u64,
+    },
+    Swept {
+        objects: u64,
+        /// All that was freed.
+        bytes: u64,
+    },
+    Tallied {
+        bytes: u64,
+        entries: u64,
+    },
+    Found {
+        entries: u64,
+    },
+    Compared {
+        differences: u64,
     },
     Removed {
         entries: u64,

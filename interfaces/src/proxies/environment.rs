@@ -44,6 +44,39 @@ pub trait Environment {
     /// SetLimits method
     fn set_limits(&self, limits: std::collections::HashMap<&str, &zbus::Variant<'_>>, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
 
+    /// Commit method
+    fn commit(&self, message: &str, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// ListSnapshots method
+    fn list_snapshots(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<Vec<(zbus::OwnedObjectPath, String, String, u64, bool, String)>>;
+
+    /// GetSnapshot method
+    fn get_snapshot(&self, name: &str, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Rollback method
+    fn rollback(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// CloneAs method
+    fn clone_as(&self, name: &str, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Diff method
+    fn diff(&self, output: zbus::Fd<'_>, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Rename method
+    fn rename(&self, name: &str, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Freeze method
+    fn freeze(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Thaw method
+    fn thaw(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Archive method
+    fn archive(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// Unarchive method
+    fn unarchive(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
     /// Destroy method
     fn destroy(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
 

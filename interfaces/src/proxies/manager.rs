@@ -40,6 +40,21 @@ pub trait Manager {
     /// Doctor method
     fn doctor(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<Vec<(String, String, String, String)>>;
 
+    /// CollectGarbage method
+    fn collect_garbage(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// ExplainObject method
+    fn explain_object(&self, object: &str, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// MeasureUsage method
+    fn measure_usage(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
+    /// GetUsage method
+    fn get_usage(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<(u64, Vec<(String, String, u64, u64)>)>;
+
+    /// Verify method
+    fn verify(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
+
     /// Purge method
     fn purge(&self, options: std::collections::HashMap<&str, &zbus::Variant<'_>>) -> zbus::Result<zbus::OwnedObjectPath>;
 

@@ -10,3 +10,5 @@ pub mod manager;
 pub mod process;
 #[rustfmt::skip]
 pub mod release;
+#[rustfmt::skip]
+pub mod snapshot;
